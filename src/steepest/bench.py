@@ -1,0 +1,129 @@
+"""Side-by-side timings: finds, runs, keeps and compares the programs in ``benchmarks/`` of a checkout.
+
+A benchmark is a file with ``bench(progress=None) -> list[dict]``; a row has ``name``, ``what`` (the quantity), ``unit``,
+``ours``, and where there is a peer ``peer`` and ``ratio`` (ours / peer) with an ``interval``; ``better`` says which
+direction is better and ``bound`` what the ratio (or, without a peer, our number) should meet.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steepest.core.errors import value_error
+from steepest.core.records import write_atomically
+from steepest.studies.claim import Bound
+from steepest.studies.provenance import environment
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["available", "compare", "keep", "run", "store", "table"]
+
+Row = dict[str, Any]
+FIELDS = {"name", "what", "unit", "ours", "peer", "ratio", "interval", "bound", "better"}
+TOLERANCE = 1.20
+
+
+def available(folder: Path) -> list[str]:
+    """Name the benchmarks of a checkout."""
+    return sorted(p.stem for p in folder.glob("[a-z]*.py"))
+
+
+def run(folder: Path, name: str, progress: Callable[[str], None] | None = None) -> list[Row]:
+    """Run one benchmark and check the form of its rows."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", folder / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise value_error("name", f"a file of {folder}", name)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder.resolve()))  # a benchmark may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+        rows: list[Row] = module.bench(progress)
+    finally:
+        sys.path.remove(str(folder.resolve()))
+    for row in rows:
+        if set(row) != FIELDS or row["better"] not in ("lower", "higher"):
+            raise value_error("row", f"a mapping of {', '.join(sorted(FIELDS))}", row)
+    return rows
+
+
+def _number(row: Row) -> float:
+    return float(row["ours"] if row["ratio"] is None else row["ratio"])
+
+
+def met(row: Row) -> bool | None:
+    """Whether a row meets its bound; None when it has none."""
+    return None if not row["bound"] else Bound.parse(row["bound"]).holds(_number(row))
+
+
+def store(folder: Path, name: str, rows: Sequence[Row]) -> Path:
+    """Keep the numbers of a run with machine and date."""
+    now = datetime.now(UTC)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{now.strftime('%Y%m%dT%H%M%S%f')}.json"
+    text = json.dumps(
+        {"name": name, "date": now.isoformat(), "environment": environment().model_dump(), "rows": list(rows)}, indent=1
+    )
+    write_atomically(path, text + "\n")
+    return path
+
+
+def keep(folder: Path, name: str, rows: Sequence[Row]) -> None:
+    """Make the ratios of this run the baseline for this processor."""
+    place = folder / "baselines" / f"{name}.json"
+    place.parent.mkdir(exist_ok=True)
+    known = json.loads(place.read_text()) if place.exists() else {}
+    here = environment()
+    known[here.processor] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "threads": here.threads,
+        "libraries": here.libraries,
+        "rows": {_label(r): _number(r) for r in rows if r["ratio"] is not None},
+    }
+    write_atomically(place, json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def compare(folder: Path, name: str, rows: Sequence[Row]) -> list[str]:
+    """Say which ratios are over 20 % worse than the kept baseline of this processor and thread count."""
+    place = folder / "baselines" / f"{name}.json"
+    kept = json.loads(place.read_text()).get(environment().processor) if place.exists() else None
+    if kept is None or kept["threads"] != environment().threads:
+        return []
+    found = []
+    for row in rows:
+        old = kept["rows"].get(_label(row))
+        if old is None or row["ratio"] is None:
+            continue
+        worse = row["ratio"] / old if row["better"] == "lower" else old / row["ratio"]
+        if worse > TOLERANCE:
+            found.append(f"{_label(row)}: ratio {row['ratio']:.2f}, kept {old:.2f} ({kept['date']})")
+    return found
+
+
+def _label(row: Row) -> str:
+    return f"{row['name']} | {row['peer']}"
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Lay the rows out for the terminal."""
+    from rich.table import Table
+
+    from steepest.display import number
+
+    out = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("what", "ours", "peer", "ours / peer", "bound", ""):
+        out.add_column(column, overflow="fold")
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        if row["interval"] is not None:
+            ratio += f" [dim]({row['interval'][0]:.2f} to {row['interval'][1]:.2f})[/]"
+        mark = {True: "[cyan]■ met[/]", False: "[orange3]◩ not met[/]", None: ""}[met(row)]
+        ours = f"{number(row['ours'])} {row['unit']}"
+        out.add_row(f"{row['name']}: {row['what']}", ours, row["peer"] or "", ratio, row["bound"] or "", mark)
+    return out

@@ -1,0 +1,342 @@
+"""The command ``steepest``: lists, shows, runs and reports studies. Every call imports what it needs itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from steepest.core.records import RunRecord, Store
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+OK, SHORT, USAGE, RAISED, INTERRUPTED = 0, 1, 2, 3, 130
+Out = Annotated[Path, typer.Option("--out", help="The store of results.", show_default=True)]
+STORE = Path("steepest-results")
+
+
+def _console(stderr: bool = False) -> Any:
+    """Make the console; output that is no terminal gets wide lines, for people who search in it."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    return (
+        console
+        if console.is_terminal or "COLUMNS" in os.environ
+        else Console(stderr=stderr, highlight=False, width=160)
+    )
+
+
+def _fail(message: str, code: int = USAGE) -> NoReturn:
+    _console(stderr=True).print(f"[bold red]error[/] {_escaped(message)}")
+    raise typer.Exit(code)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _open_store(path: Path) -> Store:
+    from steepest.core.records import Store
+
+    return Store(path)
+
+
+def _key(word: str) -> str:
+    from steepest.studies import registry
+
+    try:
+        return registry.search(word).key
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _verdicts(record: RunRecord) -> str:
+    """Say in a few words what became of a run's claims."""
+    from steepest.studies.claim import Verdict
+
+    if record.status != "ok":
+        return f"[magenta]{record.status}[/]"
+    count = {v: sum(c.verdict == v.value for c in record.claims) for v in Verdict}
+    judged = sum(count[v] for v in (Verdict.HOLDS, Verdict.SHORT, Verdict.UNDECIDED))
+    text = f"[cyan]{count[Verdict.HOLDS]}[/] of {judged} hold"
+    if count[Verdict.SHORT]:
+        text += f", [orange3]{count[Verdict.SHORT]} fall short[/]"
+    if count[Verdict.UNDECIDED]:
+        text += f", {count[Verdict.UNDECIDED]} undecided"
+    if count[Verdict.UNMEASURED]:
+        text += f", [dim]{count[Verdict.UNMEASURED]} not measured[/]"
+    return text
+
+
+@app.command("list")
+def list_methods(
+    area: Annotated[str | None, typer.Option("--area", help="Only this room.")] = None, out: Out = STORE
+) -> None:
+    """List the 31 methods: area, paper, verdicts of the latest run."""
+    from rich.table import Table
+
+    from steepest.studies import bibliography, registry
+
+    store = _open_store(out)
+    latest = {record.key: record for record in store.runs()}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("method", "area", "paper", "latest run"):
+        table.add_column(column, no_wrap=column == "method")
+    for method in _in_area(area):
+        entry = bibliography.entry(method.bib)
+        if method.key in latest:
+            run = f"{_verdicts(latest[method.key])} [dim]({latest[method.key].scale})[/]"
+        else:
+            run = "[dim]not run yet[/]" if registry.has_study(method.key) else "[dim]no study in this version[/]"
+        table.add_row(method.key, method.area, f"{entry.short}, {entry.venue} {entry.year}", run)
+    _console().print(table)
+
+
+def _in_area(area: str | None) -> list[Any]:
+    from steepest.studies import registry
+
+    methods = list(registry.METHODS.values())
+    if area is None:
+        return methods
+    areas = sorted({m.area for m in methods})
+    if area not in areas:
+        _fail(f"--area must be one of {', '.join(areas)}, got {area!r}")
+    return [m for m in methods if m.area == area]
+
+
+@app.command()
+def show(key: Annotated[str, typer.Argument(help="A method's key, class name or a word of its paper.")]) -> None:
+    """Show what a method is for, its claims, a runnable snippet, its peers and where its files are."""
+    import inspect
+
+    from rich.markdown import Markdown
+    from rich.syntax import Syntax
+    from rich.table import Table
+
+    from steepest.core.extras import installed
+    from steepest.studies import bibliography, registry
+
+    method = registry.METHODS[_key(key)]
+    entry, console = bibliography.entry(method.bib), _console()
+    console.print(f"[bold]{method.key}[/]  {method.name}\n{method.sentence}")
+    console.print(
+        f"[dim]{_escaped(entry.authors)}. {_escaped(entry.title)}. {entry.venue} {entry.year}. {entry.url}[/]\n"
+    )
+    if not registry.has_study(method.key):
+        console.print("This version has no study of it yet.")
+        return
+    study = registry.load_study(method.key)
+    console.print(Markdown(inspect.getdoc(study) or ""))
+    table = Table(
+        title="Claims", title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold"
+    )
+    for column in ("claim", "paper", "bound", "scales"):
+        table.add_column(column, overflow="fold")
+    for claim in study.CLAIMS:
+        bound = f"{claim.bound} {claim.unit}" + (" (invariant)" if claim.invariant else "")
+        table.add_row(_escaped(claim.says), _escaped(claim.paper), bound, claim.scales)
+    console.print("", table)
+    console.print("\n[bold]Use[/]")
+    console.print(Syntax(study.SNIPPET.strip(), "python", theme="ansi_dark", background_color="default"))
+    console.print("\n[bold]Peers[/]")
+    for peer in study.PEERS:
+        console.print(f"  {peer.name} [dim]({peer.package}{'' if installed(peer.package) else ', not installed'})[/]")
+    if study.OPTIONS:
+        console.print("\n[bold]Options of the study[/]")
+        for name, text in study.OPTIONS.items():
+            console.print(f"  --option {name}=…  {_escaped(text)}")
+    console.print("\n[bold]Files[/]")
+    name = method.key.replace("-", "_")
+    for what, path in (
+        ("source", f"src/steepest/{method.area}/"),
+        ("test", f"tests/{method.area}/"),
+        ("study", f"src/steepest/studies/{name}.py"),
+        ("page", f"docs/methods/{method.key}.md"),
+        ("benchmark", f"benchmarks/{name}.py"),
+    ):
+        console.print(f"  {what:10}{path}")
+
+
+@app.command()
+def run(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Methods; all by default.")] = None,
+    area: Annotated[str | None, typer.Option("--area", help="Only the methods of this room.")] = None,
+    scale: Annotated[
+        str, typer.Option("--scale", help="quick, full or paper (tiny: for tests, no verdicts).")
+    ] = "quick",
+    seed: Annotated[int, typer.Option("--seed", help="Base of all seeds.")] = 0,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds to report on.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", help="Studies at a time, the cores divided among them.")] = 1,
+    data: Annotated[str | None, typer.Option("--data", help="Path or name of a data set.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Limit on training steps (paper scale).")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Of the study.")] = None,
+    out: Out = STORE,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is finished.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per study and nothing else.")] = False,
+) -> None:
+    """Run studies and print each claim with the paper's number, the measured number, the bound and the verdict.
+
+    Exit status: 0 all measured claims hold, 1 some fall short or are undecided, 2 usage or nothing could run,
+    3 a study raised, 130 interrupted.
+    """
+    from steepest.display import make_display, print_record
+    from steepest.studies import registry
+    from steepest.studies.context import Job
+    from steepest.studies.runner import finished, run_many
+
+    chosen = [_key(k) for k in keys or [m.key for m in _in_area(area) if registry.has_study(m.key)]]
+    if area is not None:
+        chosen = [k for k in chosen if registry.METHODS[k].area == area]
+    chosen = list(dict.fromkeys(chosen))
+    without = [k for k in chosen if not registry.has_study(k)]
+    if without or not chosen:
+        _fail(f"this version has no study of {', '.join(without) or area}; see `steepest list`")
+    options = {}
+    for item in option or []:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            _fail(f"--option must be NAME=VALUE, got {item!r}")
+        options[name] = value
+    for k in chosen if options else ():
+        known = registry.load_study(k).OPTIONS
+        if strange := sorted(set(options) - set(known)):
+            _fail(f"the study {k} has no option {strange[0]!r}; it has {', '.join(known) or 'none'}")
+    try:
+        todo = [Job(k, scale, seed, seeds, options, data, max_steps) for k in chosen]
+    except (ValueError, TypeError) as error:
+        _fail(f"--{error}")
+    if jobs < 1:
+        _fail(f"--jobs must be >= 1, got {jobs}")
+
+    store, console = _open_store(out), _console(stderr=as_json)
+    done = {} if fresh else finished(store, todo)
+    records: dict[str, RunRecord] = dict(done)
+    with make_display(console, todo, done) as display:
+        try:
+            for record in run_many([j for j in todo if j.key not in done], store, n_jobs=jobs, on_event=display.event):
+                records[record.key] = record
+        except KeyboardInterrupt:
+            display.close()
+            kept = sum(k not in done for k in display.finished)
+            console.print(f"interrupted: {kept} finished studies are kept in {out}")
+            raise typer.Exit(INTERRUPTED) from None
+    for k in chosen:
+        if as_json:
+            sys.stdout.write(records[k].model_dump_json() + "\n")
+        else:
+            print_record(console, records[k], again=k in done)
+    _draw(store, [r for k, r in records.items() if r.status == "ok" and k not in done], console)
+    raise typer.Exit(_exit_code(list(records.values())))
+
+
+def _draw(store: Store, records: list[RunRecord], console: Any) -> None:
+    """Draw the figures of fresh runs; without the report's packages say what adds them."""
+    if not records:
+        return
+    from steepest.core.extras import MissingExtra
+    from steepest.report import figures
+
+    try:
+        folders = {path.parent for record in records for path in figures.draw_run(store, record)}
+    except MissingExtra as error:
+        console.print(f"no figures: {_escaped(str(error))}")
+        return
+    for folder in sorted(folders):
+        console.print(f"figures: {folder}/", soft_wrap=True)
+
+
+def _exit_code(records: list[RunRecord]) -> int:
+    verdicts = {c.verdict for r in records for c in r.claims if r.status == "ok"}
+    if any(r.status == "error" for r in records):
+        return RAISED
+    if all(r.status == "skipped" for r in records):
+        return USAGE
+    return SHORT if verdicts & {"falls short", "undecided"} else OK
+
+
+@app.command()
+def report(
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False, out: Out = STORE
+) -> None:
+    """Write the site from what is in the store."""
+    from steepest.report.site import write_site
+
+    index = write_site(_open_store(out)) / "index.html"
+    _console().print(f"report: {index}", soft_wrap=True)
+    if open_:
+        typer.launch(str(index.resolve()))
+
+
+@app.command()
+def bench(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Benchmarks; all by default.")] = None,
+    out: Out = STORE,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the ratios as the baseline to compare with.")] = False,
+) -> None:
+    """Time methods side by side with their peers: median ratio with an interval, and the bound it should meet.
+
+    Exit status 1 when a ratio is over 20 % worse than the kept baseline of this processor.
+    """
+    from steepest import bench as benchmarks
+
+    folder = Path("benchmarks")
+    names = benchmarks.available(folder)
+    if not names:
+        _fail("there is no folder benchmarks/ here: run this in a checkout of the source")
+    chosen = [k.replace("-", "_") for k in keys] if keys else names
+    unknown = [k for k in chosen if k not in names]
+    if unknown:
+        _fail(f"no benchmark {unknown[0]!r}; there are {', '.join(names)}")
+    console, slower = _console(), []
+    for name in chosen:
+        console.print(f"[bold]{name}[/]")
+        rows = benchmarks.run(folder, name, lambda text: console.print(f"[dim]  {_escaped(text)}[/]"))
+        slower += benchmarks.compare(folder, name, rows)
+        benchmarks.store(out / "bench", name, rows)
+        console.print(benchmarks.table(rows))
+        if keep:
+            benchmarks.keep(folder, name, rows)
+    for text in slower:
+        console.print(f"[orange3]slower[/] {_escaped(text)}")
+    raise typer.Exit(SHORT if slower else OK)
+
+
+@app.command()
+def cite(key: Annotated[str, typer.Argument(help="A method's key.")]) -> None:
+    """Print the paper's BibTeX entry."""
+    from steepest.studies import bibliography, registry
+
+    sys.stdout.write(bibliography.entry(registry.METHODS[_key(key)].bib).text + "\n")
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, extras present and missing with the command that adds them, accelerator and threads."""
+    from steepest.display import print_doctor
+
+    print_doctor(_console())
+
+
+def _show_warning(message: Warning | str, *rest: object) -> None:
+    sys.stderr.write(f"warning: {message}\n")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steepest.core.parallel import ordered_map
+from steepest.core.random import child_seeds, torch_generator
+
+
+def draw(seed: int) -> float:
+    return float(torch.rand(1, generator=torch_generator(seed)))
+
+
+def fail_on_two(k: int) -> int:
+    if k == 2:
+        raise ZeroDivisionError("two")
+    return k
+
+
+@pytest.mark.slow
+def test_the_numbers_do_not_depend_on_the_workers():
+    seeds = child_seeds(0, 5)
+    serial = ordered_map(draw, seeds)
+    assert ordered_map(draw, seeds, backend="processes", n_workers=2) == serial
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_numbers_and_the_first_exception(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+    def local_draw(seed):  # a closure travels by value
+        if seed == "bad":
+            raise ZeroDivisionError("bad seed")
+        return float(torch.rand(1, generator=torch_generator(seed)))
+
+    seeds = child_seeds(0, 5)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        assert ordered_map(local_draw, seeds, backend="ray", n_workers=2) == [draw(s) for s in seeds]
+        with pytest.raises(ZeroDivisionError, match="bad seed"):
+            ordered_map(local_draw, [1, "bad"], backend="ray")
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_exceptions_of_workers_reach_the_caller():
+    with pytest.raises(ZeroDivisionError, match="two"):
+        ordered_map(fail_on_two, range(4), backend="processes", n_workers=2)
+
+
+def test_serial_and_misuse():
+    assert ordered_map(fail_on_two, [0, 1]) == [0, 1]
+    assert ordered_map(draw, [], backend="processes") == []
+    with pytest.raises(ZeroDivisionError):
+        ordered_map(fail_on_two, [2])
+    with pytest.raises(ValueError, match="backend must be one of"):
+        ordered_map(abs, [1], backend="threads")
+    with pytest.raises(ValueError, match="n_workers must be"):
+        ordered_map(abs, [1], n_workers=0)
