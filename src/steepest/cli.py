@@ -331,7 +331,7 @@ def _show_warning(message: Warning | str, *rest: object) -> None:
 
 def main() -> None:
     """Entry point of the command."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
     except KeyboardInterrupt:
