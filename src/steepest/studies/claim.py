@@ -68,7 +68,8 @@ class Figure:
     series : str
         Name of the series (`ctx.series`) that holds the data.
     x, y : str
-        Axis titles, units included.
+        Axis titles, units included. For ``dots`` and ``bars`` `x` (and `log_x`) is the axis of the values, `y` says
+        what the categories are.
     kind : "line", "dots" or "bars"
         ``line``: values against steps, median and 10-90 % band over seeds. ``dots`` and ``bars``: the last value of
         every method, median and range over seeds.

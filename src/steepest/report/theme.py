@@ -1,0 +1,216 @@
+"""Colours and markers: one table for the whole site, so that a name looks the same in every figure.
+
+A slot is a colour and a marker (`site.css`, ``--s1`` to ``--s8``). Slot 8, grey and dashed, is for references and
+limits. A name that the table lacks takes a slot that its figure leaves free, so that every figure can be drawn.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from steepest.core.errors import value_error
+
+__all__ = ["METHOD_SLOTS", "NAME_SLOTS", "Mark", "clashes", "marks", "resolve", "slot_of_method", "token"]
+
+METHOD_SLOTS: dict[str, int] = {
+    "adamp": 1, "adahessian": 3, "sophia": 2, "mfac": 4, "target-surrogate": 5,
+    "sgd-stability": 1, "batch-spectrum": 2, "matrix-sensing": 3, "large-step-logistic": 4,
+    "lv-hba": 1, "bo-rep": 2, "bsvrb": 3,
+    "sketched-newton": 1, "sinkhorn-newton": 1, "cbo": 1, "convex-relu": 1,
+    "fedfix": 1, "fzoos": 2, "diff2": 3, "dadao": 4,
+    "harpg": 1, "mdpo": 2,
+    "rvgp": 1, "heat-geodesic": 2, "augmented-covariance": 3,
+    "rectified-flow": 1, "score-estimation": 2,
+    "deep-conjugate-direction": 1, "hard-constraint-moe": 2, "giorom": 3, "wing-pressure": 4,
+}  # fmt: skip
+"""The index marks a method with the slot of its key."""
+
+OWN: dict[str, tuple[str, ...]] = {
+    "adamp": ("AdamP", "SGDP"),
+    "adahessian": ("AdaHessian",),
+    "sophia": ("Sophia-G", "Sophia-H", "Sophia"),
+    "mfac": ("M-FAC",),
+}
+"""The names under which a study draws its own method."""
+
+NAME_SLOTS: dict[str, int] = {
+    # methods
+    "AdamP": 1, "SGDP": 3, "AdaHessian": 3, "Sophia": 2, "Sophia-G": 2, "Sophia-H": 3, "M-FAC": 4,
+    # what people train with
+    "AdamW": 6, "SGD": 7, "Adam": 4, "Lion": 7, "Adagrad": 2, "Shampoo": 2, "SOAP": 5, "PSGDKron": 1,
+    "gradient descent": 7, "SignGD": 5, "Newton": 1, "magnitude": 6, "diagonal Fisher": 2,
+    # other implementations of the same methods
+    "AdamP (adamp)": 4, "AdamP (torch_optimizer)": 5, "AdamP (pytorch_optimizer)": 2,
+    "SGDP (adamp)": 4, "SGDP (torch_optimizer)": 5, "SGDP (pytorch_optimizer)": 2,
+    "AdaHessian (torch_optimizer)": 1, "AdaHessian (pytorch_optimizer)": 5,
+    "SophiaH (pytorch_optimizer)": 4,
+    # references and limits
+    "reference": 8, "limit": 8, "exact": 8, "dense": 8,
+}  # fmt: skip
+
+_MARKERS = {
+    1: "circle",
+    2: "square",
+    3: "triangle-up",
+    4: "diamond",
+    5: "triangle-down",
+    6: "M.5,-.87L1,0L.5,.87L-.5,.87L-1,0L-.5,-.87Z",
+    7: "M-.95,-.6L-.6,-.95L0,-.35L.6,-.95L.95,-.6L.35,0L.95,.6L.6,.95L0,.35L-.6,.95L-.95,.6L-.35,0Z",
+    8: "circle",
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How one name is drawn: its slot; `repeat` counts names that had to share one."""
+
+    slot: int
+    repeat: int = 0
+
+    @property
+    def color(self) -> str:
+        """The colour, as a property of the style sheet."""
+        return f"var(--s{self.slot})"
+
+    @property
+    def shape(self) -> str:
+        """The marker, in Vega's words."""
+        return _MARKERS[self.slot]
+
+    @property
+    def dash(self) -> list[int]:
+        """The dash of its line."""
+        return [4, 3] if self.slot == 8 else ([1, 0], [9, 3], [2, 3])[min(self.repeat, 2)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.casefold())
+
+
+_TABLE = {_plain(name): slot for name, slot in NAME_SLOTS.items()}
+
+
+def _known(name: str) -> int | None:
+    """Look a name up; case, hyphens and spaces do not count."""
+    return _TABLE.get(_plain(name))
+
+
+def _base(name: str) -> str:
+    """What a variant is a variant of: ``AdamW`` of ``AdamW, tuned`` and of ``AdamW at the end``."""
+    for cut in re.finditer(r"[,'’]| (?!\()", name):
+        if _known(name[: cut.start()]) is not None:
+            return name[: cut.start()]
+    return name
+
+
+def slot_of_method(key: str) -> int:
+    """Slot of a method in the index.
+
+    Examples
+    --------
+    >>> slot_of_method("mfac")
+    4
+    """
+    return METHOD_SLOTS[key]
+
+
+def is_own(key: str, name: str, peers: Iterable[str]) -> bool:
+    """Whether `name` is the study's own method or a variant of it.
+
+    A study that has no row in the table owns every name that is neither one of its peers nor known as something else.
+
+    Examples
+    --------
+    >>> is_own("adamp", "SGDP", ["AdamW"]), is_own("adamp", "AdamW", ["AdamW"]), is_own("cbo", "CBO", ["CMA-ES"])
+    (True, False, True)
+    """
+    if key in OWN:
+        return _plain(_base(name)) in map(_plain, OWN[key])
+    plain = _plain(name)
+    return _known(_base(name)) is None and not any(_plain(p) and plain.startswith(_plain(p)) for p in peers)
+
+
+def clashes(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Find the pairs of a figure's names that share a slot of the table (8, for references, may be shared).
+
+    Examples
+    --------
+    >>> clashes(["AdamP", "AdamW", "SGD"]), clashes(["SGD", "Lion"])
+    ([], [('SGD', 'Lion')])
+    """
+    held: dict[int, str] = {}
+    found = []
+    for name in dict.fromkeys(names):
+        slot = _known(name)
+        if slot is None or slot == 8:
+            continue
+        if slot in held:
+            found.append((held[slot], name))
+        held.setdefault(slot, name)
+    return found
+
+
+def marks(names: Sequence[str], own: Sequence[str] = (), key: str = "") -> dict[str, Mark]:
+    """Give every name of a figure its mark; the same names always get the same marks.
+
+    Parameters
+    ----------
+    names : sequence of str
+        In drawing order.
+    own : sequence of str
+        Those that are the study's own method; the first one takes the slot of `key` when the table lacks it.
+    """
+    chosen: dict[str, Mark] = {}
+    used: dict[int, int] = {}
+
+    def take(name: str, slot: int) -> None:
+        chosen[name] = Mark(slot, used.get(slot, 0) if slot != 8 else 0)
+        used[slot] = used.get(slot, 0) + 1
+
+    todo = list(dict.fromkeys(names))
+    for look in (_known, lambda name: _known(_base(name))):
+        for name in [n for n in todo if n not in chosen]:
+            slot = look(name)
+            if slot is not None and (slot == 8 or slot not in used):
+                take(name, slot)
+    for name in [n for n in todo if n in own and n not in chosen][:1]:
+        if key in METHOD_SLOTS and METHOD_SLOTS[key] not in used:
+            take(name, METHOD_SLOTS[key])
+    for name in [n for n in todo if n not in chosen]:
+        take(name, min(range(1, 8), key=lambda s: (used.get(s, 0), s)))
+    return {name: chosen[name] for name in todo}
+
+
+@functools.cache
+def _tokens() -> dict[str, tuple[str, str]]:
+    """Read the colours from the style sheet: name to (light, dark)."""
+    css = files("steepest.report").joinpath("static/site.css").read_text(encoding="utf-8")
+    pairs = re.findall(r"--([a-z0-9-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)
+    return {name: (light, dark) for name, light, dark in pairs}
+
+
+def token(name: str, theme: str) -> str:
+    """Value of a colour of the style sheet; ``t1`` to ``t8`` are the slots mixed with ink, for text.
+
+    Examples
+    --------
+    >>> token("s1", "light"), token("t1", "light")
+    ('#0e5d96', '#10476f')
+    """
+    if theme not in ("light", "dark"):
+        raise value_error("theme", "'light' or 'dark'", theme)
+    which = theme == "dark"
+    if re.fullmatch(r"t[1-8]", name):
+        slot, ink = token("s" + name[1], theme), token("ink", theme)
+        mixed = (round(0.68 * int(slot[i : i + 2], 16) + 0.32 * int(ink[i : i + 2], 16)) for i in (1, 3, 5))
+        return "#" + "".join(f"{x:02x}" for x in mixed)
+    return _tokens()[name][which]
+
+
+def resolve(text: str, theme: str) -> str:
+    """Put plain colours in the place of the style sheet's properties, for files that stand alone."""
+    return re.sub(r"var\(--([a-z0-9-]+)\)", lambda m: token(m[1], theme), text)
