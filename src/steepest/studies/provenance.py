@@ -104,5 +104,5 @@ def _files(root: Path, module: str) -> list[Path]:
         return []
     place = root.joinpath(*parts)
     if place.is_dir():
-        return [p for p in place.rglob("*") if p.suffix in {".py", ".c"}]
+        return [p for p in place.rglob("*") if p.suffix in {".py", ".c", ".h"}]
     return [place.with_suffix(".py")]
