@@ -2,7 +2,8 @@
 
 A benchmark is a file with ``bench(progress=None) -> list[dict]``; a row has ``name``, ``what`` (the quantity), ``unit``,
 ``ours``, and where there is a peer ``peer`` and ``ratio`` (ours / peer) with an ``interval``; ``better`` says which
-direction is better and ``bound`` what the ratio (or, without a peer, our number) should meet.
+direction is better and ``bound`` what the ratio (or, without a peer, our number) should meet. `progress` is told the
+share that is done.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def available(folder: Path) -> list[str]:
     return sorted(p.stem for p in folder.glob("[a-z]*.py"))
 
 
-def run(folder: Path, name: str, progress: Callable[[str], None] | None = None) -> list[Row]:
+def run(folder: Path, name: str, progress: Callable[[float], None] | None = None) -> list[Row]:
     """Run one benchmark and check the form of its rows."""
     spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", folder / f"{name}.py")
     if spec is None or spec.loader is None:

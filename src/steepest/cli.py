@@ -298,7 +298,8 @@ def bench(
     console, slower = _console(), []
     for name in chosen:
         console.print(f"[bold]{name}[/]")
-        rows = benchmarks.run(folder, name, lambda text: console.print(f"[dim]  {_escaped(text)}[/]"))
+        with console.status(f"{name} …") as status:
+            rows = benchmarks.run(folder, name, lambda share: status.update(f"{name} {share:.0%}"))
         slower += benchmarks.compare(folder, name, rows)
         benchmarks.store(out / "bench", name, rows)
         console.print(benchmarks.table(rows))

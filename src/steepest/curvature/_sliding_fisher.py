@@ -7,9 +7,11 @@ With the window's gradients as the rows of G and K' = G G^T + m damping I_m,
 
 A new gradient replaces one row and column of K' (one pass over G).
 
-Paper: frantar2021mfac, Sec. 4.   Departures: (1) the paper rebuilds its coefficient matrices D and B in O(m^3) on each
-change, here K' is factored by Cholesky (O(m^3)), or its inverse is corrected by a symmetric rank-2 term (O(m^2)) and
-checked; (2) `normalize="count"` divides by the number of gradients held instead of the window's length.
+Paper: frantar2021mfac, dynamic algorithm.
+
+Departures: (1) the paper rebuilds its coefficient matrices D and B in O(m^3) on each change, here K' is factored by
+Cholesky (O(m^3)), or its inverse is corrected by a symmetric rank-2 term (O(m^2)) and checked; (2) `normalize="count"`
+divides by the number of gradients held instead of the window's length.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ __all__ = ["SlidingFisherInverse"]
 
 REFACTOR_EACH = 64  # rank-2 corrections between factorizations
 RESIDUAL_LIMIT = 1e-8  # of a solve with the corrected inverse, relative; above it K' is factored anew
-TILE_ROWS, TILE_COLUMNS = 64, 2**14  # of a float64 tile of the history
+TILE_ROWS, TILE_COLUMNS = 16, 2**15  # of a float64 tile of the history: 4 MiB
 LIMITS = {
     "d": at_least(1, integer=True),
     "window": at_least(1, integer=True),
@@ -89,7 +91,7 @@ class SlidingFisherInverse:
 
     References
     ----------
-    frantar2021mfac, Sec. 4 and App. B.
+    frantar2021mfac, dynamic algorithm.
 
     Examples
     --------

@@ -12,7 +12,7 @@ The recursion of the paper (Sherman-Morrison, one gradient at a time),
 
 is the same factor row by row: V_i = sqrt(damping / D_i) h_i. With `block_size` F is its block diagonal.
 
-Paper: frantar2021mfac, Sec. 3 (static) and Sec. 4 (dynamic: `SlidingFisherInverse`).
+Paper: frantar2021mfac, static algorithm (for the dynamic one see `SlidingFisherInverse`).
 
 ========  ==========================
 paper     here
@@ -105,7 +105,7 @@ class EmpiricalFisherInverse:
 
     References
     ----------
-    frantar2021mfac, Eq. (5)-(7).
+    frantar2021mfac, static algorithm.
 
     Examples
     --------
@@ -327,7 +327,7 @@ class EmpiricalFisherInverse:
             self._V[len(V) :, a:b] = 0
 
     def _recursion(self, G: Tensor) -> None:
-        """Sherman-Morrison, one gradient at a time (Eq. 6); h_i and D_i per block."""
+        """Sherman-Morrison, one gradient at a time; h_i and D_i per block."""
         V, m, damping = self._V, self.m, self.damping
         for i in range(m):
             g = G[i].clone()

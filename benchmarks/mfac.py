@@ -1,0 +1,183 @@
+"""What M-FAC's operations cost beside the row recursion, conjugate gradients, bare products and other optimizers.
+
+``bench()`` returns one dict a row: name, ours (seconds, or an exponent), peer, ratio (ours / peer, median over pairs
+measured in turns), interval (90 % bootstrap of that median; for exponents of the fit), bound (on the ratio), unit,
+what (in words) and better ("lower" or "higher"). One thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steepest.core.extras import installed
+from steepest.core.linalg import cg
+from steepest.curvature import EmpiricalFisherInverse, flatten, per_sample_gradients, unflatten
+from steepest.studies import mfac_costs as costs
+from steepest.studies.claim import bootstrap_interval, slope_fit
+from steepest.studies.image_training import ResNet
+from steepest.studies.images import ConvNet, mlp
+from steepest.studies.task import fresh_model
+
+Row = dict[str, Any]
+DS = (20_000, 40_000, 80_000, 160_000, 320_000, 640_000)
+MS = (16, 32, 64, 128, 256)
+WINDOWS = (64, 128, 256, 512, 1024)
+
+
+def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
+    """Measure every row; `progress` is told the share that is done."""
+    parts = [exponents, dynamic_exponents, recursion, conjugate_gradients, bandwidth, optimizer_steps]
+    rows: list[Row] = []
+    with one_thread():
+        for i, part in enumerate(parts):
+            rows += part()
+            if progress is not None:
+                progress((i + 1) / len(parts))
+    return rows
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def exponents() -> list[Row]:
+    """Preparation, product and element of the static inverse."""
+    return [
+        fitted("precompute-in-d", costs.precompute([(32, d) for d in DS], 5), 1, 1.0, "<= 1.15", "O(d m^2)"),
+        fitted("precompute-in-m", costs.precompute([(m, 50_000) for m in MS], 5), 0, 2.0, "<= 1.05", "O(d m^2)"),
+        fitted("product-in-d", costs.product([(32, d) for d in DS], 15), 1, 1.0, "<= 1.15", "O(d m)"),
+        fitted("product-in-m", costs.product([(m, 50_000) for m in MS], 15), 0, 1.0, "<= 1.15", "O(d m)"),
+        fitted("element-in-m", costs.element([(m, 50_000) for m in MS], 15), 0, 1.0, "<= 1.15", "O(m)"),
+        fitted("element-in-d", costs.element([(32, 10**k) for k in (4, 5, 6)], 15), 1, None, "<= 0.1", "O(m)"),
+    ]
+
+
+def dynamic_exponents() -> list[Row]:
+    """Product with, and change of, the sliding window."""
+    in_d = costs.sliding([(64, d) for d in DS], 9)
+    in_m = costs.sliding([(m, 2_000) for m in WINDOWS], 9, cold=False)
+    return [
+        fitted("sliding-product-in-d", in_d["product"], 1, 1.0, "<= 1.15", "O(d m + m^2)"),
+        fitted("sliding-product-in-m", in_m["product"], 0, 2.0, "<= 1.1", "O(d m + m^2)"),
+        fitted("sliding-change-in-d", in_d["change"], 1, 1.0, "<= 1.15", "O(d m + m^3)"),
+        fitted("sliding-change-in-m", in_m["change"], 0, 3.0, "<= 1.067", "O(d m + m^3)"),
+    ]
+
+
+def recursion() -> list[Row]:
+    """Level-3 preparation against the paper's recursion, which is the same factor row by row."""
+    rows = []
+    for m, d in ((64, 20_000), (128, 80_000)):
+        G = costs.gaussian(m, d)
+        seconds = costs.take_turns(
+            {
+                "ours": lambda G=G: EmpiricalFisherInverse(G, 1e-3),
+                "recursion": lambda G=G: EmpiricalFisherInverse(G, 1e-3, algorithm="recursive"),
+            },
+            7,
+        )
+        bound = "<= 0.5" if (m, d) == (128, 80_000) else None
+        rows.append(compared(f"precompute d={d} m={m}", seconds, "ours", "recursion", bound, "against the recursion"))
+    return rows
+
+
+def conjugate_gradients(m: int = 64, damping: float = 1e-3) -> list[Row]:
+    """One product against conjugate gradients to 1e-6 on curvlinops' operator, at the same gradients."""
+    if not installed("curvlinops"):
+        return []
+    import curvlinops
+
+    model = fresh_model(lambda: mlp(64, 256, 256, 10), 0)
+    g = torch.Generator().manual_seed(0)
+    X, y = torch.randn(m, 64, generator=g), torch.randint(10, (m,), generator=g)
+    loss_fn, params = nn.CrossEntropyLoss(), list(model.parameters())
+    grads = per_sample_gradients(model, loss_fn, X, y)
+    G = torch.cat([grads[name].flatten(1) for name, _ in model.named_parameters()], dim=1)
+    inverse = EmpiricalFisherInverse(G, damping)
+    peer = curvlinops.EFLinearOperator(model, loss_fn, params, [(X, y)], check_deterministic=False)
+    x = torch.randn(G.shape[1], generator=g)
+
+    def solve() -> Tensor:
+        return cg(lambda v: flatten(peer @ unflatten(v, params)) + damping * v, x, rtol=1e-6, maxiter=1000)[0]
+
+    difference = float((solve() - inverse @ x).norm() / (inverse @ x).norm())
+    if difference > 1e-4:
+        raise AssertionError(f"the two solve different systems: {difference:.1e}")
+    seconds = costs.take_turns({"ours": lambda: inverse @ x, "cg": solve}, 7)
+    what = f"one product, d={len(x)}, m={m}, damping {damping:g}, against CG on curvlinops' EF operator"
+    return [compared("product-curvlinops", seconds, "ours", "cg", "<= 0.05", what)]
+
+
+def bandwidth() -> list[Row]:
+    """Products with the window against the two bare matrix-vector products that read its values twice."""
+    rows = []
+    for m, d in ((64, 160_000), (64, 640_000)):
+        found = costs.sliding([(m, d)], 15)
+        seconds = {name: times[m, d] for name, times in found.items()}
+        where = f"d={d} m={m}"
+        rows += [
+            compared(f"sliding-matvec {where}", seconds, "product", "bare", "<= 2", "against two bare products"),
+            compared(f"sliding-push-matvec {where}", seconds, "change", "bare", "<= 2", "against two bare products"),
+        ]
+    return rows
+
+
+def optimizer_steps() -> list[Row]:
+    """A training step at batch 128 with a full window of 64."""
+    rows = []
+    for name, build, shape, repeats in (
+        ("mlp", mlp, (64,), 60),
+        ("conv", ConvNet, (1, 8, 8), 40),
+        ("resnet20", ResNet, (3, 32, 32), 3),
+    ):
+        names = ("SGD", "MFAC") if name == "resnet20" else None
+        seconds = costs.step_times(build, shape, repeats, names=names)
+        for peer in seconds:
+            if peer != "MFAC":
+                bound = "<= 3" if peer == "SGD" else None
+                rows.append(compared(f"step-{name}-{peer}", seconds, "MFAC", peer, bound, "MFAC's training step"))
+    return rows
+
+
+def compared(name: str, seconds: costs.Times, ours: str, peer: str, bound: str | None, what: str) -> Row:
+    pairs = np.divide(seconds[ours], seconds[peer])
+    return {
+        "name": name,
+        "ours": float(np.median(seconds[ours])),
+        "peer": float(np.median(seconds[peer])),
+        "ratio": float(np.median(pairs)),
+        "interval": bootstrap_interval(pairs, statistic=np.median),
+        "bound": bound,
+        "unit": "s",
+        "what": what,
+        "better": "lower",
+    }
+
+
+def fitted(name: str, seconds: costs.Times, axis: int, theory: float | None, bound: str, what: str) -> Row:
+    sizes, best = costs.fastest(seconds)
+    slope, (low, high) = slope_fit([size[axis] for size in sizes], best)
+    scale = theory or 1.0
+    return {
+        "name": name,
+        "ours": slope,
+        "peer": theory,
+        "ratio": slope / scale,
+        "interval": (low / scale, high / scale),
+        "bound": bound,
+        "unit": "exponent",
+        "what": f"{what}; the peer is the exponent of theory",
+        "better": "lower",
+    }

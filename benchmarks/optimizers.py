@@ -1,0 +1,256 @@
+"""What a step costs: AdamP, SGDP, Sophia and AdaHessian beside AdamW and the packages that have them.
+
+Every row times whole steps, ours and the peer's in turns in one process, and compares minima (least disturbed by
+other work on the machine); the interval is the 90 % bootstrap of the ratio of minima. Curvature is excluded: gradients
+and one estimate are there before the clock starts. ``bench()`` returns one dict a row: name, ours, peer, ratio,
+interval, bound, unit, what, better.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import steepest.optim as ours
+from steepest.core.extras import installed, require
+from steepest.studies.claim import slope_fit
+
+Row = dict[str, Any]
+Make = Callable[[list[Tensor]], Any]
+REPEATS = 25
+AFTER = 2  # steps before the native kernel, instead of 20: the warm-up is longer
+
+
+def gpt_shapes() -> list[tuple[int, ...]]:
+    """6 layers of width 256: 4.78 M parameters in 40 tensors."""
+    d = 256
+    layer = [(d,), (3 * d, d), (d, d), (d,), (4 * d, d), (d, 4 * d)]
+    return [(103, d), (128, d), *6 * layer, (d,), (d,)]
+
+
+def resnet_shapes() -> list[tuple[int, ...]]:
+    """ResNet-20 with 1 x 1 convolutions as shortcuts: 0.27 M parameters in 65 tensors."""
+    shapes: list[tuple[int, ...]] = [(16, 3, 3, 3), (16,), (16,)]
+    inner = 16
+    for width in (16, 32, 64):
+        for _ in range(3):
+            shapes += [(width, inner, 3, 3), (width,), (width,), (width, width, 3, 3), (width,), (width,)]
+            if inner != width:
+                shapes += [(width, inner, 1, 1), (width,), (width,)]
+            inner = width
+    return [*shapes, (10, 64), (10,)]
+
+
+SETS = {"GPT 4.8 M": gpt_shapes(), "ResNet-20": resnet_shapes(), "one 16 M tensor": [(4000, 4000)]}
+
+ADAMW: dict[str, Make] = {
+    "fused": lambda p: torch.optim.AdamW(p, fused=True),
+    "foreach": lambda p: torch.optim.AdamW(p, foreach=True),
+    "loop": lambda p: torch.optim.AdamW(p, foreach=False),
+}
+
+# name: how it is made, bounds beside AdamW fused (native), fused (plain), foreach (plain)
+METHODS: dict[str, tuple[Callable[..., Any], str, str | None, str | None]] = {
+    "AdamP": (lambda p, **k: ours.AdamP(p, weight_decay=0.01, **k), "<= 2", None, None),
+    "SGDP": (lambda p, **k: ours.SGDP(p, momentum=0.9, weight_decay=0.01, **k), "<= 1.5", None, None),
+    "Sophia": (lambda p, **k: ours.Sophia(p, seed=0, update_each=10**6, **k), "<= 1.2", "<= 3.5", "<= 0.7"),
+    "AdaHessian": (lambda p, **k: ours.AdaHessian(p, seed=0, update_each=10**6, **k), "<= 1.5", None, "<= 1"),
+}
+PEERS: dict[str, dict[str, tuple[str, Callable[[Any, list[Tensor]], Any]]]] = {
+    "AdamP": {
+        "adamp": ("adamp", lambda m, p: m.AdamP(p, weight_decay=0.01)),
+        "torch_optimizer": ("torch_optimizer", lambda m, p: m.AdamP(p, weight_decay=0.01)),
+        "pytorch_optimizer": ("pytorch_optimizer", lambda m, p: m.AdamP(p, weight_decay=0.01, foreach=False)),
+    },
+    "SGDP": {
+        "adamp": ("adamp", lambda m, p: m.SGDP(p, 0.1, momentum=0.9, weight_decay=0.01)),
+        "torch_optimizer": ("torch_optimizer", lambda m, p: m.SGDP(p, 0.1, momentum=0.9, weight_decay=0.01)),
+        "pytorch_optimizer": ("pytorch_optimizer", lambda m, p: m.SGDP(p, 0.1, momentum=0.9, weight_decay=0.01)),
+    },
+}
+
+
+def bench(progress: Callable[[Any], None] | None = None) -> list[Row]:
+    """Measure every row; `progress` is told the share that is done."""
+    parts: list[Callable[[], list[Row]]] = [
+        functools.partial(steps, name, set_name, threads)
+        for threads in (1, 2)
+        for set_name in SETS
+        for name in METHODS
+        if hasattr(ours, name) and threads <= (torch.get_num_threads() if threads == 1 else _cores())
+    ]
+    parts += [functools.partial(scaling, name) for name in METHODS if hasattr(ours, name)]
+    parts += [functools.partial(memory, name) for name in METHODS if hasattr(ours, name)]
+    rows: list[Row] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peers' deprecations
+        for i, part in enumerate(parts):
+            rows += part()
+            if progress is not None:
+                progress((i + 1) / len(parts))
+    return rows
+
+
+def steps(name: str, set_name: str, threads: int) -> list[Row]:
+    """One optimizer on one set: native and plain beside AdamW's three paths and beside the packages."""
+    make, native_bound, fused_bound, foreach_bound = METHODS[name]
+    contenders: dict[str, Make] = {
+        "native": lambda p: make(p, compile_after=AFTER),
+        "plain": lambda p: make(p, compile=False),
+        **ADAMW,
+    }
+    peers = []
+    for peer, (package, build) in PEERS.get(name, {}).items():
+        if installed(package):
+            module = require(package, "peers")
+            contenders[peer] = lambda p, build=build, module=module: build(module, p)
+            peers.append(peer)
+    with thread_count(threads):
+        times = interleaved({key: prepared(build, SETS[set_name]) for key, build in contenders.items()})
+    where = f"{name}, {set_name}, {threads} thread{'s' * (threads > 1)}"
+
+    def row(path: str, peer: str, label: str, bound: str | None) -> Row:
+        ratio, interval = ratio_of_minima(times[path], times[peer])
+        return {
+            "name": f"{where}, {path}",
+            "ours": 1e3 * min(times[path]),
+            "peer": f"{label} ({1e3 * min(times[peer]):.2f} ms)",
+            "ratio": ratio,
+            "interval": interval,
+            "bound": bound,
+            "unit": "ms",
+            "what": "time of a step, curvature excluded",
+            "better": "lower",
+        }
+
+    rows = [
+        row("native", "fused", "AdamW fused", native_bound),
+        row("plain", "fused", "AdamW fused", fused_bound),
+        row("plain", "foreach", "AdamW foreach", foreach_bound),
+        row("native", "loop", "AdamW loop", None),
+    ]
+    if peers:
+        fastest = min(peers, key=lambda peer: min(times[peer]))
+        label = f"{fastest}, the fastest of {len(peers)}"
+        rows += [
+            row("native", fastest, label, "<= 0.4" if name == "AdamP" else None),
+            row("plain", fastest, label, "<= 1.1"),
+        ]
+    return rows
+
+
+def scaling(name: str) -> list[Row]:
+    """How the time of a step grows with the number of parameters, in tensors of 1e5 to 1.6e7."""
+    make = METHODS[name][0]
+    sizes = [10**5, 4 * 10**5, 16 * 10**5, 64 * 10**5, 16 * 10**6]
+    rows = []
+    for path, options in (("native", {"compile_after": AFTER}), ("plain", {"compile": False})):
+        with thread_count(1):
+            runs = {
+                str(n): prepared(lambda p, options=options: make(p, **options), [(math.isqrt(n), math.isqrt(n))])
+                for n in sizes
+            }
+            times = interleaved(runs, repeats=20)
+        exponent, interval = slope_fit(sizes, [min(times[str(n)]) for n in sizes])[:2]
+        rows.append(
+            {
+                "name": f"{name}, {path}",
+                "ours": exponent,
+                "peer": None,
+                "ratio": None,
+                "interval": interval if isinstance(interval, tuple) else None,
+                "bound": "<= 1.05",
+                "unit": "",
+                "what": "exponent of time in the number of parameters, 1e5 to 1.6e7",
+                "better": "lower",
+            }
+        )
+    return rows
+
+
+def memory(name: str) -> list[Row]:
+    """Bytes of state for a parameter, beside AdamW."""
+
+    def state_bytes(optimizer: Any) -> float:
+        tensors = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+        return sum(t.numel() * t.element_size() for t in tensors) / sum(
+            p.numel() for group in optimizer.param_groups for p in group["params"]
+        )
+
+    shapes = SETS["GPT 4.8 M"]
+    mine, theirs = (state_bytes(prepared(m, shapes, steps=1)) for m in (METHODS[name][0], ADAMW["fused"]))
+    return [
+        {
+            "name": f"{name}, state",
+            "ours": mine,
+            "peer": f"AdamW ({theirs:.2f})",
+            "ratio": mine / theirs,
+            "interval": None,
+            "bound": "<= 1.01",
+            "unit": "bytes a parameter",
+            "what": "memory of the optimizer",
+            "better": "lower",
+        }
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def prepared(make: Make, shapes: list[tuple[int, ...]], steps: int = AFTER + 1) -> Any:
+    """An optimizer with gradients, one curvature estimate if it wants one, and a few steps behind it."""
+    g = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(0.02 * torch.randn(s, generator=g)) for s in shapes]
+    optimizer = make(params)
+    if hasattr(optimizer, "update_hessian"):
+        loss = sum((p**2).sum() for p in params)
+        optimizer.update_hessian(loss, **({"batch_size": 1} if isinstance(optimizer, ours.Sophia) else {}))
+    for p in params:
+        p.grad = 0.01 * torch.randn(p.shape, generator=g)
+    for _ in range(steps):
+        optimizer.step()
+    return optimizer
+
+
+def interleaved(optimizers: dict[str, Any], repeats: int = REPEATS) -> dict[str, list[float]]:
+    """Seconds of single steps, one optimizer after the other, again and again."""
+    times: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(repeats):
+        for name, optimizer in optimizers.items():
+            start = time.perf_counter()
+            optimizer.step()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio_of_minima(a: list[float], b: list[float], n: int = 200) -> tuple[float, tuple[float, float]]:
+    """Ratio of the smallest times, and its 90 % bootstrap interval over paired repeats."""
+    x, y = np.asarray(a), np.asarray(b)
+    rows = np.random.default_rng(0).integers(len(x), size=(n, len(x)))
+    low, high = np.quantile(x[rows].min(1) / y[rows].min(1), (0.05, 0.95))
+    return float(x.min() / y.min()), (float(low), float(high))
+
+
+@contextmanager
+def thread_count(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1
