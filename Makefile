@@ -31,7 +31,7 @@ setup: .venv/installed ## the environment alone
 study: .venv/installed ## one study: make study KEY=sophia ARGS="--scale full"
 	@code=0; $(BIN)/steepest run $(KEY) $(ARGS) || code=$$?; test $$code -le 1
 
-bench: .venv/installed ## timings beside the peers: make bench KEY="mfac optimizers"
+bench: .venv/installed ## timings beside the peers: make bench KEY="mfac sophia"
 	$(BIN)/steepest bench $(KEY)
 
 docs: .venv/installed ## the packages for the documentation, then its pages

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,17 +80,18 @@ PEERS: dict[str, dict[str, tuple[str, Callable[[Any, list[Tensor]], Any]]]] = {
 }
 
 
-def bench(progress: Callable[[Any], None] | None = None) -> list[Row]:
-    """Measure every row; `progress` is told the share that is done."""
+def bench(progress: Callable[[float], None] | None = None, methods: Sequence[str] | None = None) -> list[Row]:
+    """Measure every row, of all optimizers or of `methods`; `progress` is told the share that is done."""
+    chosen = METHODS if methods is None else methods
     parts: list[Callable[[], list[Row]]] = [
         functools.partial(steps, name, set_name, threads)
         for threads in (1, 2)
         for set_name in SETS
-        for name in METHODS
-        if hasattr(ours, name) and threads <= (os.cpu_count() or 1)
+        for name in chosen
+        if threads <= (os.cpu_count() or 1)
     ]
-    parts += [functools.partial(scaling, name) for name in METHODS if hasattr(ours, name)]
-    parts += [functools.partial(memory, name) for name in METHODS if hasattr(ours, name)]
+    parts += [functools.partial(scaling, name) for name in chosen]
+    parts += [functools.partial(memory, name) for name in chosen]
     rows: list[Row] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peers' deprecations
