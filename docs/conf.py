@@ -1,13 +1,14 @@
 """Sphinx configuration; `make docs` builds the pages into docs/_build/html."""
 
-from importlib.metadata import version
+from importlib.metadata import version as installed_version
 
 project = "steepest"
 author = "The steepest developers"
 copyright = "2026, the steepest developers"
-release = version("steepest")
+release = version = installed_version("steepest")
 
 extensions = [
+    "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -20,8 +21,9 @@ bibtex_bibfiles = ["../src/steepest/references.bib"]
 numpydoc_show_class_members = False
 autosummary_generate = True
 autodoc_typehints = "none"
-default_role = "any"
+default_role = "code"
 exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "steepest"

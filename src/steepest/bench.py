@@ -1,9 +1,9 @@
 """Side-by-side timings: finds, runs, keeps and compares the programs in ``benchmarks/`` of a checkout.
 
-A benchmark is a file with ``bench(progress=None) -> list[dict]``; a row has ``name``, ``what`` (the quantity), ``unit``,
-``ours``, and where there is a peer ``peer`` and ``ratio`` (ours / peer) with an ``interval``; ``better`` says which
-direction is better and ``bound`` what the ratio (or, without a peer, our number) should meet. `progress` is told the
-share that is done.
+A benchmark is a file with ``bench(progress=None) -> list[dict]``; a row has ``name``, ``what`` (the quantity),
+``unit``, ``ours``, and where there is a peer ``peer`` and ``ratio`` (ours / peer) with an ``interval``; ``better`` says
+which direction is better and ``bound`` what the ratio (or, without a peer, our number) should meet. `progress` is told
+the share that is done.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ def run(folder: Path, name: str, progress: Callable[[float], None] | None = None
     if spec is None or spec.loader is None:
         raise value_error("name", f"a file of {folder}", name)
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder.resolve()))  # a benchmark may import its neighbours
+    sys.path.append(str(folder.resolve()))  # a benchmark may import its neighbours; last, since peers bear such names
     try:
         spec.loader.exec_module(module)
         rows: list[Row] = module.bench(progress)
     finally:
         sys.path.remove(str(folder.resolve()))
     for row in rows:
-        if set(row) != FIELDS or row["better"] not in ("lower", "higher"):
+        named = row.get("peer") is None or isinstance(row["peer"], str)
+        if set(row) != FIELDS or not named or row["better"] not in ("lower", "higher"):
             raise value_error("row", f"a mapping of {', '.join(sorted(FIELDS))}", row)
     return rows
 

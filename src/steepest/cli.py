@@ -190,7 +190,7 @@ def run(
     from steepest.display import make_display, print_record
     from steepest.studies import registry
     from steepest.studies.context import Job
-    from steepest.studies.runner import finished, run_many
+    from steepest.studies.runner import finished, first_rank, run_many
 
     chosen = [_key(k) for k in keys or [m.key for m in _in_area(area) if registry.has_study(m.key)]]
     if area is not None:
@@ -217,6 +217,7 @@ def run(
         _fail(f"--jobs must be >= 1, got {jobs}")
 
     store, console = _open_store(out), _console(stderr=as_json)
+    console.quiet = not first_rank()
     done = {} if fresh else finished(store, todo)
     records: dict[str, RunRecord] = dict(done)
     with make_display(console, todo, done) as display:
@@ -230,10 +231,11 @@ def run(
             raise typer.Exit(INTERRUPTED) from None
     for k in chosen:
         if as_json:
-            sys.stdout.write(records[k].model_dump_json() + "\n")
+            sys.stdout.write(records[k].model_dump_json() + "\n" if first_rank() else "")
         else:
             print_record(console, records[k], again=k in done)
-    _draw(store, [r for k, r in records.items() if r.status == "ok" and k not in done], console)
+    if first_rank():
+        _draw(store, [r for k, r in records.items() if r.status == "ok" and k not in done], console)
     raise typer.Exit(_exit_code(list(records.values())))
 
 
@@ -298,8 +300,12 @@ def bench(
     console, slower = _console(), []
     for name in chosen:
         console.print(f"[bold]{name}[/]")
-        with console.status(f"{name} …") as status:
-            rows = benchmarks.run(folder, name, lambda share: status.update(f"{name} {share:.0%}"))
+        with console.status("0%") as status:
+
+            def tell(share: float, status: Any = status) -> None:
+                status.update(f"{share:.0%}")
+
+            rows = benchmarks.run(folder, name, tell)
         slower += benchmarks.compare(folder, name, rows)
         benchmarks.store(out / "bench", name, rows)
         console.print(benchmarks.table(rows))

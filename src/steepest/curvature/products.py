@@ -221,7 +221,7 @@ def per_sample_gradients(
 
     Returns
     -------
-    dict of str to Tensor of shape (B, *shape)
+    dict of str to Tensor of shape (B, ...)
 
     Raises
     ------

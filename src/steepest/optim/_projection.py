@@ -22,6 +22,7 @@ from steepest.core.distributed import all_reduce_sum
 from steepest.core.errors import Limit, boolean, interval, nonnegative, one_of
 from steepest.optim._base import Group, Number, State, SteepestOptimizer
 from steepest.optim._tensors import (
+    BLOCK,
     foreach_working_copies,
     is_dense,
     is_plain,
@@ -35,7 +36,6 @@ __all__ = ["BLOCK", "MODES", "Projected", "pieces"]
 NONE, CHANNEL, LAYER, AUTO = 0, 1, 2, 3
 MODES = {"none": NONE, "channel": CHANNEL, "layer": LAYER, "auto": AUTO}
 NAMES = ("none", "channel", "layer")
-BLOCK = 1 << 18  # elements of the plain path on the CPU: larger ones leave the cache, smaller ones cost calls
 
 
 class Projected(SteepestOptimizer):

@@ -269,7 +269,7 @@ def robustness(ctx: Context, found: Comparison) -> None:
     ranges, inside = {}, {}
     for name, contender in contenders.items():
         setting = found.tuned[contender.name].setting
-        seeds = ctx.seeds[:2]
+        seeds = ctx.seeds if ctx.seeds_asked else ctx.seeds[:2]
         accuracy = []
         for factor in factors:
             scaled = setting | {"lr": setting["lr"] * factor}

@@ -61,6 +61,8 @@ class Context:
         For tuning and for what is drawn once.
     seeds : list of int
         Fresh seeds to report on.
+    seeds_asked : int or None
+        How many the user asked for with ``--seeds``; None: `seeds` is the scale's default and may be cut for time.
     rng : numpy.random.Generator
     generator : torch.Generator
         Two streams started from `seed`.
@@ -75,7 +77,7 @@ class Context:
         if unknown:
             known = ", ".join(study.OPTIONS) or "none"
             raise value_error("option", f"one of the study's own ({known})", sorted(unknown)[0])
-        self.scale, self.seed, self.seeds = job.scale, job.seed, job.seeds
+        self.scale, self.seed, self.seeds, self.seeds_asked = job.scale, job.seed, job.seeds, job.n_seeds
         self.options, self.max_steps, self._data = dict(job.options), job.max_steps, job.data
         self.rng = np.random.default_rng(job.seed)
         self.generator = torch.Generator().manual_seed(job.seed)

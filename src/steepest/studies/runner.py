@@ -31,7 +31,7 @@ from steepest.studies import registry
 from steepest.studies.context import Context, Event, Job, Unavailable
 from steepest.studies.provenance import code_fingerprint, cores, environment
 
-__all__ = ["finished", "run_many", "run_study"]
+__all__ = ["finished", "first_rank", "run_many", "run_study"]
 
 Status = Literal["ok", "error", "skipped"]
 
@@ -122,11 +122,16 @@ def _identity(run: Job | RunRecord, code: str) -> tuple[Any, ...]:
     return run.key, run.scale, run.seed, tuple(run.seeds), options, run.max_steps, data and Path(data).name, code
 
 
+def first_rank() -> bool:
+    """Whether this is the process that reports: under ``torchrun`` the one of rank 0, else any."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _child(job: Job, root: str, threads: int, pipe: Connection) -> None:
     """Run one study in a fresh process and report through `pipe`."""
     torch.set_num_threads(threads)
     try:
-        record, _ = run_study(job, Store(root), pipe.send)
+        record, _ = run_study(job, Store(root) if first_rank() else None, pipe.send)
         pipe.send({"event": "done", "record": record})
     except KeyboardInterrupt:
         os._exit(130)
@@ -239,5 +244,6 @@ def _lost(job: Job, store: Store, event: Event, seconds: float) -> RunRecord:
         seconds,
     )
     with contextlib.suppress(OSError):
-        store.write(record)
+        if first_rank():
+            store.write(record)
     return record

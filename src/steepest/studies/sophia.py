@@ -332,7 +332,7 @@ def _budgets(ctx: Context) -> tuple[Budget, Budget]:
     if ctx.scale == "full" and ctx.options.get("size") == "medium":
         return Budget(12, 2_000, max(n, 5)), Budget(12, 2_000, 5)
     if ctx.scale == "full":
-        return Budget(6, 900, min(n, 2)), Budget(6, 900, 3)
+        return Budget(6, 900, n if ctx.seeds_asked else min(n, 2)), Budget(6, 900, 3)
     return Budget(2, 12 if ctx.scale == "tiny" else 150, n), Budget(4, 300, 2)
 
 
