@@ -116,6 +116,15 @@ def test_many_studies_at_once_one_dies_and_the_others_finish(made_up_studies, tm
     assert here.claims == records[1].claims  # the same numbers in this process
 
 
+@pytest.mark.slow
+def test_under_torchrun_one_rank_writes(made_up_studies, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    store = Store(tmp_path / "store")
+    (record,) = run_many([Job("cbo")], store)
+    assert record.status == "ok"
+    assert not list(store.runs())
+
+
 def test_what_is_finished_is_found_again_until_the_code_changes(made_up_studies, tmp_path):
     from steepest.studies import provenance
 

@@ -11,7 +11,7 @@ inverse itself, one m x m solve on the kept columns ("joint"):
 
 The paper and its code add the single-weight moves of all p in Q and then zero Q ("independent").
 
-Paper: frantar2021mfac, pruning experiments; the surgeon is that of Hassibi and Stork (1993).
+Paper: frantar2021mfac, pruning experiments; the surgeon is hassibi1993second.
 
 Departures: (1) the joint correction is the default; (2) every gradient requested enters F (the official loop stops one
 early and leaves a zero row); (3) gradients are those of the network in evaluation mode; (4) with block_size, blocks are
@@ -125,7 +125,7 @@ def mfac_prune(
 
     References
     ----------
-    frantar2021mfac; Hassibi and Stork, Second order derivatives for network pruning, NeurIPS 1992.
+    frantar2021mfac; hassibi1993second.
 
     Examples
     --------
