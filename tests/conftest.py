@@ -12,6 +12,7 @@ torch.set_num_threads(1)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     """Run every test in a folder of its own, so that nothing is read from or left in the checkout."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # make sets it
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import torch
 
 from steepest.core.errors import at_least, check, nonnegative, one_of, optional, value_error
 from steepest.core.records import Against, ClaimResult, Series
-from steepest.studies.claim import SCALES, Claim, judge
+from steepest.studies.claim import SCALES, Claim, Verdict, judge
 
 __all__ = ["Context", "Job", "Unavailable"]
 
@@ -81,6 +81,7 @@ class Context:
         self.options, self.max_steps, self._data = dict(job.options), job.max_steps, job.data
         self.rng = np.random.default_rng(job.seed)
         self.generator = torch.Generator().manual_seed(job.seed)
+        self._reasons: dict[str, str] = getattr(study, "REASONS", {})
         self.claims: dict[str, Claim] = {c.id: c for c in study.CLAIMS}
         self._emit = emit or (lambda event: None)
         self._measured: dict[str, tuple[float | None, tuple[float, float] | None, str]] = {}
@@ -232,6 +233,9 @@ class Context:
             value, span, reason = self._measured.get(claim.id, (None, None, blank if wanted else ""))
             if not wanted:
                 value, span = None, None
+            verdict = judge(claim, value, span, self.scale)
+            if verdict in (Verdict.SHORT, Verdict.UNDECIDED) and not reason:
+                reason = self._reasons.get(claim.id, "")
             found.append(
                 ClaimResult(
                     id=claim.id,
@@ -243,7 +247,7 @@ class Context:
                     invariant=claim.invariant,
                     value=value,
                     interval=span,
-                    verdict=judge(claim, value, span, self.scale).value,
+                    verdict=verdict.value,
                     reason=reason,
                 )
             )

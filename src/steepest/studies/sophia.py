@@ -143,10 +143,23 @@ FIGURES = [
 ]
 # fmt: on
 
+WHEN_NOT = [
+    "Runs of a few hundred or a few thousand steps: use AdamW, or at least betas (0.9, 0.95).",
+    "There is no budget for tuning the learning rate: its valley is narrower than AdamW's.",
+    "AdamW is tuned already and a tie is not worth the change.",
+    "Losses without labels to sample and attention without a double backward: neither estimator applies.",
+]
+
+REASONS: dict[str, str] = {}  # they depend on what a run finds: `_why`
+
 SNIPPET = """\
 import torch
 from steepest.curvature import sampled_label_loss
 from steepest.optim import Sophia
+
+model = torch.nn.Sequential(torch.nn.Embedding(256, 32), torch.nn.Linear(32, 256))  # any model with logits
+text = torch.randint(256, (8, 4, 17))
+batches = [(part[:, :-1], part[:, 1:]) for part in text]
 
 optimizer = Sophia(model.parameters(), lr=6e-4, weight_decay=0.2)
 for x, y in batches:
