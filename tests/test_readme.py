@@ -22,6 +22,7 @@ def test_the_snippets_of_the_readme_run_in_order(capsys):
     assert capsys.readouterr().out.count("\n") == 2
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")  # torch's remark, once a process
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=lambda p: p.stem)
 def test_the_snippets_of_a_method_s_page_run_in_order(page):
     scope: dict[str, object] = {}
