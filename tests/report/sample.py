@@ -10,7 +10,7 @@ import numpy as np
 
 from steepest.core.records import Against, ClaimResult, Environment, RunRecord, Series, Store
 from steepest.studies import registry
-from steepest.studies.claim import Claim, Figure, Paper, Peer, judge
+from steepest.studies.claim import Claim, Figure, Paper, Peer, Picture, judge
 from steepest.studies.provenance import code_fingerprint
 
 NOW = datetime(2026, 11, 24, 14, 2, tzinfo=UTC)
@@ -21,6 +21,17 @@ METHODS = {
     "sophia": ("Sophia-G", "Sophia-H"),
     "mfac": ("M-FAC",),
 }
+
+
+def _field(figure, arrays, ink) -> None:
+    axes = figure.subplots()
+    axes.scatter(*arrays["points"].T, c=arrays["values"], cmap=ink.cyclic)
+    axes.plot(*arrays["points"].T, color=ink.color("AdamP"))
+    axes.set_xlabel("x (m)")
+
+
+def _broken(figure, arrays, ink) -> None:
+    raise ArithmeticError("no <axes>")
 
 
 def study(key: str) -> ModuleType:
@@ -58,6 +69,11 @@ def study(key: str) -> ModuleType:
         Figure("bars", "Seconds for a step", "seconds", "milliseconds", "optimizer", kind="bars"),
         Figure("nothing", "Not logged at this scale", "absent", "steps", "nothing"),
     ]  # fmt: skip
+    module.PICTURES = [
+        Picture("field", "A field <turns> once", "field", _field, caption="Sixteen points.", alt="A ring of colors."),
+        Picture("broken", "Cannot be drawn", "field", _broken),
+        Picture("never", "No run kept its arrays", "nothing", _field),
+    ]
     module.REASONS = {"short": "Two seeds in three stop at a saddle: see the loss."}
     module.WHEN_NOT = ["The batch is small: `AdamW` is as good.", "Memory is short."]
     return module
@@ -137,11 +153,17 @@ def series(key: str, n: int = 160, seeds: int = 3) -> list[Series]:
     return found
 
 
+def arrays() -> dict[str, dict[str, np.ndarray]]:
+    """Make what the picture is drawn from."""
+    angle = np.linspace(0, 2 * np.pi, 16)
+    return {"field": {"points": np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32), "values": angle}}
+
+
 def fill(root: Path) -> Store:
     """Make a store in which every state can be seen."""
     store = Store(root)
     for i in range(12):
-        store.write(record("adamp", ago=200 - i, factor=2.0 + 0.05 * i), series("adamp"))
+        store.write(record("adamp", ago=200 - i, factor=2.0 + 0.05 * i), series("adamp"), arrays())
     store.write(record("adahessian", ago=3, factor=0.74, code="0" * 16), series("adahessian"))
     store.write(record("sophia", ago=30, factor=1.05, spread=1.15), series("sophia"))
     store.write(

@@ -9,7 +9,7 @@ import pytest
 
 import steepest
 from steepest.studies import bibliography, registry
-from steepest.studies.claim import Claim, Figure, Paper, Peer
+from steepest.studies.claim import Claim, Figure, Paper, Peer, Picture
 from steepest.studies.context import Context, Job
 
 STUDIES = [k for k in registry.METHODS if registry.has_study(k)]
@@ -46,6 +46,9 @@ def test_a_study_keeps_the_contract(key):
     assert all(isinstance(p, Peer) for p in study.PEERS)
     assert all(isinstance(f, Figure) for f in study.FIGURES)
     assert len({f.id for f in study.FIGURES}) == len(study.FIGURES) > 0
+    pictures = getattr(study, "PICTURES", [])
+    assert all(isinstance(p, Picture) and p.alt and p.caption for p in pictures)
+    assert len({d.id for d in [*study.FIGURES, *pictures]}) == len(study.FIGURES) + len(pictures)
     assert isinstance(study.OPTIONS, dict)
     assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
     assert study.WHEN_NOT

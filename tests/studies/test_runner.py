@@ -7,6 +7,7 @@ import sys
 import time
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,19 @@ def test_the_context_picks_by_scale():
         3,
     ]
     assert Context(study(), Job("adamp", "tiny")).pick(**values, tiny=0) == 0
+
+
+def test_arrays_are_kept_once_in_single_precision_and_never_as_objects():
+    ctx = Context(study(), Job("adamp"))
+    ctx.arrays("field", points=np.zeros((3, 2)), names=["a", "b"], labels=np.arange(3))
+    kept = ctx.arrays_log["field"]
+    assert kept["points"].dtype == np.float32
+    assert kept["names"].dtype.kind == "U"
+    assert kept["labels"].dtype.kind == "i"
+    with pytest.raises(ValueError, match="already kept"):
+        ctx.arrays("field", x=[1.0])
+    with pytest.raises(ValueError, match="things must be an array of numbers or texts"):
+        ctx.arrays("other", things=[object()])
 
 
 def test_a_study_reports_each_claim_once_and_only_its_own():

@@ -1,8 +1,8 @@
 """The result store: one folder a run, whole or absent.
 
-``<store>/<run id>/result.json`` and ``series.jsonl``. A run is written to a hidden temporary folder and renamed, so
-that a killed run never leaves a half result; several processes may write at once. What cannot be read is skipped with
-a warning that names it.
+``<store>/<run id>/result.json``, ``series.jsonl`` and, for pictures, ``arrays/<name>.npz``. A run is written to a
+hidden temporary folder and renamed, so that a killed run never leaves a half result; several processes may write at
+once. What cannot be read is skipped with a warning that names it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from steepest.core.errors import SteepestWarning
@@ -161,7 +164,12 @@ class Store:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
 
-    def write(self, record: RunRecord, series: Iterable[Series] = ()) -> Path:
+    def write(
+        self,
+        record: RunRecord,
+        series: Iterable[Series] = (),
+        arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    ) -> Path:
         """Put a run into the store in one step, and return its folder.
 
         Raises
@@ -179,6 +187,9 @@ class Store:
                     file.write(json.dumps(s.model_dump(), allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            for name, group in (arrays or {}).items():
+                (temporary / "arrays").mkdir(exist_ok=True)
+                np.savez_compressed(temporary / "arrays" / f"{name}.npz", **dict[str, Any](group))
             (temporary / "figures").mkdir()
             text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False)
             write_atomically(temporary / "result.json", text + "\n")
@@ -241,6 +252,18 @@ class Store:
         if bad:
             warnings.warn(f"skipped {bad} damaged lines of {path}", SteepestWarning, stacklevel=2)
         return found
+
+    def arrays(self, run_id: str, name: str) -> dict[str, np.ndarray] | None:
+        """Read arrays that a run kept; None where it kept none, or (with a warning) where they cannot be read."""
+        path = self.root / run_id / "arrays" / f"{name}.npz"
+        if not path.is_file():
+            return None
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as group:
+                return {key: group[key] for key in group.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            warnings.warn(f"skipped {path}: {error}", SteepestWarning, stacklevel=2)
+            return None
 
     def latest(self, key: str, **wanted: Any) -> RunRecord | None:
         """Find the newest run of a study whose fields equal `wanted`."""

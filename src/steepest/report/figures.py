@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from steepest.core.errors import SteepestWarning
-from steepest.core.extras import require
+from steepest.core.extras import MissingExtra, require
 from steepest.core.records import RunRecord, Store, write_atomically
-from steepest.report import theme
+from steepest.report import pictures, theme
 from steepest.report.drawing import MAX_POINTS, Drawing, Line, drawings, thin
 from steepest.report.text import THIN, number, power
 from steepest.studies import registry
@@ -397,12 +397,12 @@ def _bundle(converter: ModuleType) -> str:
 
 
 def draw_run(store: Store, record: RunRecord) -> list[Path]:
-    """Draw the figures of a run into its folder: ``figures/<id>.vl.json`` and ``figures/<id>.svg``.
+    """Draw a run into its folder: ``figures/<id>.vl.json`` and ``.svg``, pictures as ``.png`` and ``-dark.png``.
 
     Raises
     ------
     MissingExtra
-        vl-convert is not installed.
+        vl-convert or matplotlib is not installed.
     """
     if not registry.has_study(record.key):
         return []
@@ -410,6 +410,7 @@ def draw_run(store: Store, record: RunRecord) -> list[Path]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SteepestWarning)
         series = store.series(record.id)
+        images = pictures.available(store, record.id, study)
     folder, written = store.root / record.id / "figures", []
     for d in drawings(record.key, study.FIGURES, [p.name for p in study.PEERS], series):
         folder.mkdir(exist_ok=True)
@@ -421,5 +422,17 @@ def draw_run(store: Store, record: RunRecord) -> list[Path]:
         ):
             path = folder / name
             write_atomically(path, theme.resolve(content, "light"))
+            written.append(path)
+    for picture, arrays in images:
+        folder.mkdir(exist_ok=True)
+        for ink in (pictures.Ink(record.key, False), pictures.Ink(record.key, True)):
+            path = folder / (f"{picture.id}-dark.png" if ink.dark else f"{picture.id}.png")
+            try:
+                path.write_bytes(pictures.draw(picture, arrays, ink))
+            except (MissingExtra, OSError):
+                raise
+            except Exception as error:  # the study's drawing is at fault: the other pictures are drawn
+                warnings.warn(f"picture {picture.id} could not be drawn: {error}", SteepestWarning, stacklevel=2)
+                break
             written.append(path)
     return written

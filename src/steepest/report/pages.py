@@ -6,10 +6,12 @@ import contextlib
 import functools
 import importlib.metadata
 import inspect
+import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,16 +21,17 @@ from markupsafe import Markup
 from steepest.core.errors import SteepestWarning
 from steepest.core.extras import MissingExtra, installed
 from steepest.core.records import ClaimResult, RunRecord, Store
-from steepest.report import figures, sketch, text, theme
+from steepest.report import figures, pictures, sketch, text, theme
 from steepest.report.drawing import Drawing, drawings, thin
 from steepest.report.markup import highlight, prose, script_json
 from steepest.studies import bibliography, registry
-from steepest.studies.claim import Verdict
+from steepest.studies.claim import Picture, Verdict
 from steepest.studies.provenance import code_fingerprint
 
 __all__ = ["AREAS", "Study", "index", "method", "read_studies"]
 
 View = dict[str, Any]
+log = logging.getLogger("steepest")
 
 AREAS = {
     "optim": ("Optimizers", "drop in for torch.optim"),
@@ -65,6 +68,7 @@ class Study:
     module: ModuleType | None
     runs: list[RunRecord]
     drawings: list[Drawing] = field(default_factory=list)
+    pictures: list[tuple[Picture, dict[str, np.ndarray]]] = field(default_factory=list)
     problem: str = ""
 
     @property
@@ -115,11 +119,12 @@ def read_studies(store: Store, runs: Sequence[RunRecord]) -> list[Study]:
         module, problem = _load(m.key)
         study = Study(m, module, [r for r in runs if r.key == m.key], problem=problem)
         if module is not None and study.good is not None:
-            with warnings.catch_warnings():  # what cannot be read of a run's series is missing in its figures
+            with warnings.catch_warnings():  # what cannot be read of a run is missing in its figures
                 warnings.simplefilter("ignore", SteepestWarning)
                 series = store.series(study.good.id)
+                images = pictures.available(store, study.good.id, module)
             peers = [p.name for p in module.PEERS]
-            study = replace(study, drawings=drawings(m.key, module.FIGURES, peers, series))
+            study = replace(study, drawings=drawings(m.key, module.FIGURES, peers, series), pictures=images)
         studies.append(study)
     return studies
 
@@ -264,6 +269,7 @@ def method(study: Study, before: Study | None, after: Study | None) -> View:
         "claims": [_claim(c, module.REASONS if module else {}) for c in (good.claims if good else _declared(module))],
         "interval_note": _interval_note(good) if good else "",
         "figures": [],
+        "pictures": [],
         "peers": _peers(module, ratio, m) if module else [],
         "environment": _environment(good) if good else [],
         "command_line": _command(good) if good else f"steepest run {m.key}",
@@ -430,6 +436,29 @@ def draw(study: Study) -> list[View]:
             "names": [{"name": x.method, "slot": x.mark.slot} for x in d.lines if len(x.steps)],
             "table": _table(d),
         })  # fmt: skip
+    return found
+
+
+def draw_pictures(study: Study, folder: Path) -> list[View]:
+    """Draw a method's pictures into `folder`, in both themes; one that fails costs itself, and the page says so."""
+    found: list[View] = []
+    for picture, arrays in study.pictures:
+        width, height = (round(100 * x) for x in picture.size)
+        view = {"id": picture.id, "title": picture.title, "caption": picture.caption, "alt": picture.alt,
+                "width": width, "height": height, "light": None, "dark": None, "problem": ""}  # fmt: skip
+        try:
+            for dark in (False, True):
+                ink = pictures.Ink(study.method.key, dark)
+                file = folder / f"{study.method.key}-{picture.id}-{ink.name}.png"
+                folder.mkdir(exist_ok=True)
+                file.write_bytes(pictures.draw(picture, arrays, ink))
+                view[ink.name] = file.name
+        except MissingExtra:
+            break  # the page says which command adds it
+        except Exception as error:
+            view |= {"light": None, "dark": None, "problem": f"{type(error).__name__}: {error}"}
+            log.warning("picture %s of %s could not be drawn: %s", picture.id, study.method.key, view["problem"])
+        found.append(view)
     return found
 
 

@@ -118,6 +118,7 @@ def _write(store: Store, folder: Path) -> None:
     for i, study in enumerate(studies):
         view = pages.method(study, _at(studies, i - 1), _at(studies, i + 1))
         view["figures"] = pages.draw(study)
+        view["pictures"] = pages.draw_pictures(study, folder / "pictures")
         text = page.render(root="../", missing=missing, **view)
         (folder / "method" / f"{study.method.key}.html").write_text(text, "utf-8")
     (folder / MARK).write_text("written by `steepest report`, replaced by the next one\n", "utf-8")

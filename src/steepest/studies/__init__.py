@@ -11,6 +11,7 @@ PEERS      list of `Peer`: the tools it is measured beside
 SNIPPET    ten lines that run as they stand
 OPTIONS    mapping of its own ``--option`` names to one line of help
 FIGURES    list of `Figure`: what is drawn from which series; the first one is the main figure
+PICTURES   (optional) list of `Picture`: scientific images, drawn from arrays that the run kept (`ctx.arrays`)
 REASONS    mapping of claim ids to the reason, found by experiment, why they fall short
 WHEN_NOT   list of sentences: when another tool is the better choice; never empty
 run(ctx)   the protocol: gets data, runs method and peers on the same work, reports numbers through ``ctx``;

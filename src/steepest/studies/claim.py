@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,7 @@ __all__ = [
     "Figure",
     "Paper",
     "Peer",
+    "Picture",
     "Verdict",
     "bootstrap_interval",
     "interquartile_mean",
@@ -91,6 +92,38 @@ class Figure:
     log_y: bool = False
     caption: str = ""
     methods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A scientific image (a field on a surface, an embedding), drawn by matplotlib from arrays that a run kept.
+
+    Parameters
+    ----------
+    id : str
+        Unique within the study, among its figures too.
+    title : str
+        The finding or the question, in one sentence.
+    arrays : str
+        Name of the arrays (`ctx.arrays`) that hold the data.
+    draw : callable
+        ``draw(figure, arrays, ink)`` puts the image on an empty `matplotlib.figure.Figure`; ``arrays`` maps names to
+        arrays, ``ink`` has the colors of the page (`report.pictures.Ink`). Called once for each theme.
+    caption : str
+        Data, seeds, what is shown.
+    alt : str
+        What is seen, in words, for those who do not see it.
+    size : (width, height)
+        In inches at 100 pixels each.
+    """
+
+    id: str
+    title: str
+    arrays: str
+    draw: Callable[[Any, Mapping[str, np.ndarray], Any], None]
+    caption: str = ""
+    alt: str = ""
+    size: tuple[float, float] = (7.6, 4.2)
 
 
 @dataclass(frozen=True)

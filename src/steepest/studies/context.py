@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from steepest.core.errors import at_least, check, nonnegative, one_of, optional, value_error
 from steepest.core.records import Against, ClaimResult, Series
@@ -86,6 +87,7 @@ class Context:
         self._emit = emit or (lambda event: None)
         self._measured: dict[str, tuple[float | None, tuple[float, float] | None, str]] = {}
         self.series_log: list[Series] = []
+        self.arrays_log: dict[str, dict[str, np.ndarray]] = {}
         self.seconds_log: dict[str, list[float]] = {}
         self.notes_log: list[str] = []
         self.best_peer: Against | None = None
@@ -147,6 +149,24 @@ class Context:
                 values=[float(y) if np.isfinite(y) else None for y in ys],
             )
         )
+
+    def arrays(self, name: str, **arrays: ArrayLike) -> None:
+        """Keep arrays for pictures (`claim.Picture`); double precision is kept as single.
+
+        Raises
+        ------
+        ValueError
+            `name` was already kept, or an array holds objects.
+        """
+        if name in self.arrays_log:
+            raise ValueError(f"arrays {name!r} were already kept")
+        kept = {}
+        for key, value in arrays.items():
+            array = np.asarray(value)
+            if array.dtype.kind not in "biufU":
+                raise value_error(key, "an array of numbers or texts", array)
+            kept[key] = array.astype(np.float32) if array.dtype == np.float64 else array
+        self.arrays_log[name] = kept
 
     def progress(self, fraction: float, **numbers: float | str) -> None:
         """Say how far the study is (0 to 1) and the current numbers; cheap to call often."""

@@ -59,7 +59,7 @@ def run_study(
     record = _record(job, ctx, status, reason, trace, blank, started, time.perf_counter() - clock)
     series = [] if ctx is None else ctx.series_log
     if store is not None:
-        store.write(record, series)
+        store.write(record, series, ctx.arrays_log if ctx else None)
     return record, series
 
 
