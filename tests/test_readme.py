@@ -9,6 +9,7 @@ import steepest
 from steepest.studies import registry
 
 ROOT = Path(steepest.__file__).parents[2]
+PAGES = [*sorted((ROOT / "docs" / "methods").glob("*.md")), ROOT / "docs" / "geometry.md"]
 
 
 def snippets(path):
@@ -23,8 +24,8 @@ def test_the_snippets_of_the_readme_run_in_order(capsys):
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")  # torch's remark, once a process
-@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=lambda p: p.stem)
-def test_the_snippets_of_a_method_s_page_run_in_order(page):
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_snippets_of_a_page_run_in_order(page):
     scope: dict[str, object] = {}
     for code in snippets(page):
         exec(compile(code, f"<{page.name}>", "exec"), scope)

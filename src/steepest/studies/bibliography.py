@@ -53,7 +53,7 @@ def entries() -> dict[str, Entry]:
             text=block,
             title=plain["title"],
             authors=plain["author"].replace(" and ", ", "),
-            venue=plain.get("booktitle") or plain["journal"],
+            venue=next(plain[k] for k in ("booktitle", "journal", "publisher", "institution") if k in plain),
             year=plain["year"],
             url=plain["url"],
         )
