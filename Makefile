@@ -55,7 +55,7 @@ report: .venv/installed ## the site from what is in the store
 	$(BIN)/steepest report --open
 
 clean: ## remove caches and the environment; results stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis docs/_build
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis docs/_build docs/generated docs/gallery
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list

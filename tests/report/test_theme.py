@@ -18,6 +18,12 @@ FIGURES = {
     "sophia": ["Sophia-G", "Sophia-H", "AdamW", "Lion", "SophiaH (pytorch_optimizer)", "SOAP", "PSGDKron"],
     "mfac": ["M-FAC", "AdamW", "SGD", "Shampoo", "AdaHessian", "SOAP", "PSGDKron"],
     "pruning": ["M-FAC", "magnitude", "diagonal Fisher"],
+    "rvgp": ["RVGP", "RBF GP on Laplacian eigenvectors", "RBF GP in space", "spherical splines", "256 sensors"],
+    "heat-geodesic": ["heat geodesic", "PHATE", "Isomap", "diffusion map", "t-SNE", "UMAP", "spectral"],
+    "augmented-covariance": ["augmented covariance", "automatic order and lag", "tangent space + SVM",
+                             "tangent space + LR", "MDM", "FgMDM", "CSP + LDA"],
+    "wing-pressure": ["geometry", "DAN", "point-wise MLP", "point-wise MLP, same channels", "HistGradientBoosting",
+                      "PointNet", "GCN"],
     "sophia problems": ["Sophia", "gradient descent", "SignGD", "Newton", "AdamW", "Adam"],
 }  # fmt: skip
 

@@ -34,6 +34,10 @@ OWN: dict[str, tuple[str, ...]] = {
     "adahessian": ("AdaHessian",),
     "sophia": ("Sophia-G", "Sophia-H", "Sophia"),
     "mfac": ("M-FAC",),
+    "rvgp": ("RVGP",),
+    "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
+    "augmented-covariance": ("augmented covariance", "automatic order and lag"),
+    "wing-pressure": ("geometry", "metric", "connection", "curvature"),
 }
 """The names under which a study draws its own method."""
 
@@ -48,7 +52,15 @@ NAME_SLOTS: dict[str, int] = {
     "SGDP (adamp)": 4, "SGDP (torch_optimizer)": 5, "SGDP (pytorch_optimizer)": 2,
     "AdaHessian (torch_optimizer)": 1, "AdaHessian (pytorch_optimizer)": 5,
     "SophiaH (pytorch_optimizer)": 4,
+    # geometry: fields, pictures, covariances, wings
+    "RVGP": 1, "RBF GP on Laplacian eigenvectors": 6, "RBF GP in space": 2, "spherical splines": 5,
+    "heat geodesic": 2, "PHATE": 1, "Isomap": 3, "diffusion map": 4, "t-SNE": 5, "UMAP": 6, "spectral": 7,
+    "augmented covariance": 3, "automatic order and lag": 4, "tangent space + SVM": 6, "tangent space + LR": 1,
+    "MDM": 2, "FgMDM": 5, "CSP + LDA": 7,
+    "geometry": 4, "DAN": 6, "point-wise MLP": 2, "point-wise MLP, same channels": 3, "HistGradientBoosting": 5,
+    "PointNet": 1, "GCN": 7,
     # references and limits
+    "256 sensors": 8, "vortex lattice": 8, "NeuralFoil": 8,
     "reference": 8, "limit": 8, "exact": 8, "dense": 8,
 }  # fmt: skip
 
