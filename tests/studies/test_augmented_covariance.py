@@ -1,20 +1,18 @@
 """Tests of the study of augmented covariances: its protocol at the tiny scale, and that nothing leaks."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from steepest.core.extras import installed
+from steepest.report.pictures import Ink, draw
 from steepest.studies import augmented_covariance as study
 from steepest.studies import augmented_covariance_paper as paper
 from steepest.studies import augmented_covariance_pictures as pictures
 from steepest.studies.context import Context, Job
 from steepest.studies.simulators import electrode_positions, motor_imagery
-
-INK = SimpleNamespace(text="#000", muted="#777", line="#ccc", background="#fff", diverging="RdBu_r", dark=False)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +54,11 @@ def test_figures_and_pictures_have_their_data(tiny):
 
 
 def test_pictures_can_be_drawn(tiny):
-    figures = pytest.importorskip("matplotlib.figure")
+    pytest.importorskip("matplotlib")
     for picture in study.PICTURES:
-        figure = figures.Figure(figsize=picture.size)
-        picture.draw(figure, tiny.arrays_log[picture.arrays], INK)
-        assert len(figure.axes) == 6
+        for dark in (False, True):
+            drawn = draw(picture, tiny.arrays_log[picture.arrays], Ink("augmented-covariance", dark))
+            assert drawn[1:4] == b"PNG"
 
 
 def test_real_rows_are_skipped_without_data(monkeypatch):

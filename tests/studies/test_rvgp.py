@@ -1,11 +1,11 @@
 """Tests of the RVGP study: its protocol at the tiny scale, its pictures, and the readers of the paper's scale."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from steepest.report.pictures import Ink, draw
 from steepest.studies import rvgp as study
 from steepest.studies import rvgp_paper
 from steepest.studies.context import Context, Job, Unavailable
@@ -37,16 +37,8 @@ def test_figures_and_pictures_have_their_data(tiny):
 @pytest.mark.parametrize("picture", study.PICTURES, ids=lambda p: p.id)
 def test_pictures_are_drawn(tiny, picture):
     pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-
-    ink = SimpleNamespace(
-        text="#222222", muted="#777777", line="#cccccc", background="#ffffff", dark=False,
-        categories=["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"],
-        sequential="viridis", diverging="RdBu_r", cyclic="twilight", color=lambda name: "#0072b2",
-    )  # fmt: skip
-    figure = Figure(figsize=picture.size)
-    picture.draw(figure, tiny.arrays_log[picture.arrays], ink)
-    assert len(figure.axes) >= 3
+    for dark in (False, True):
+        assert draw(picture, tiny.arrays_log[picture.arrays], Ink("rvgp", dark))[1:4] == b"PNG"
 
 
 def test_mesh_readers_agree(tmp_path):

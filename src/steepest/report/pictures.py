@@ -112,7 +112,7 @@ def _settings(ink: Ink) -> dict[str, Any]:
         "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
         "font.size": 9,
         "axes.titlesize": 9.5,
-        "axes.titleweight": "semibold",
+        "axes.titleweight": "bold",
         "axes.labelsize": 9,
         "axes.edgecolor": ink.line,
         "axes.labelcolor": ink.muted,

@@ -18,6 +18,7 @@ MOST_ANGLE = 30.0  # degrees at which the color scale ends
 
 def draw_fields(figure: Any, arrays: Arrays, ink: Any) -> None:
     """Four surfaces: seen vectors, the field found elsewhere colored by its angle error, and zeros."""
+    figure.set_layout_engine(None)  # axes are placed by hand
     shapes = [str(name) for name in arrays["shapes"]]
     arrows = None
     for i, shape in enumerate(shapes):
@@ -49,7 +50,7 @@ def draw_fields(figure: Any, arrays: Arrays, ink: Any) -> None:
             )
         axes.view_init(elevation, azimuth)
         axes.set_axis_off()
-        axes.set_box_aspect(np.ptp(points, axis=0), zoom=1.25)
+        axes.set_box_aspect(np.ptp(points, axis=0), zoom=1.25 if closed else 1.1)
         axes.text2D(0.5, 0.0, shape, transform=axes.transAxes, ha="center", color=ink.text, fontsize=11)
     bar_axes = figure.add_axes((0.915, 0.25, 0.016, 0.5))
     bar = figure.colorbar(arrows, cax=bar_axes)
@@ -67,7 +68,7 @@ def _arrows(axes: Any, points: np.ndarray, field: np.ndarray, length: float, val
     back = tip - 0.35 * length * direction
     wings = [back + 0.18 * length * side, back - 0.18 * length * side]
     strokes = np.stack([tail, tip, wings[0], tip, wings[1]], axis=1)
-    lines = Line3DCollection(strokes, cmap=ink.sequential, linewidths=1.1)
+    lines = Line3DCollection(strokes, cmap=_visible(ink), linewidths=1.1)
     lines.set_array(values)
     lines.set_clim(0, MOST_ANGLE)
     axes.add_collection3d(lines)
@@ -76,6 +77,13 @@ def _arrows(axes: Any, points: np.ndarray, field: np.ndarray, length: float, val
     ):
         set_limits(low, high)
     return lines
+
+
+def _visible(ink: Any) -> Any:
+    """The map of amounts without its end that thin strokes lose on the page."""
+    whole = require("matplotlib", "report").colormaps[ink.sequential]
+    colors: Any = require("matplotlib.colors", "report")
+    return colors.ListedColormap(whole(np.linspace(*((0.28, 1.0) if ink.dark else (0.0, 0.9)), 256)))
 
 
 def _spacing(points: np.ndarray) -> float:
@@ -95,6 +103,7 @@ def draw_error_map(figure: Any, arrays: Arrays, ink: Any) -> None:
     places, seen, errors = arrays["places"], arrays["seen"], arrays["errors"]
     names = [str(name) for name in arrays["names"]]
     all_axes = figure.subplots(len(names), 1, sharex=True, sharey=True)
+    figure.set_layout_engine(None)  # axes are placed by hand
     figure.subplots_adjust(left=0.08, right=0.87, bottom=0.12, top=0.94, hspace=0.4)
     for axes, name, values in zip(all_axes, names, errors):
         drawn = axes.tripcolor(
@@ -115,6 +124,7 @@ def draw_scalp(figure: Any, arrays: Arrays, ink: Any) -> None:
     points, low = arrays["points"], arrays["low"]
     titles = ["truth, 256 sensors", *(f"{name}, from 61" for name in arrays["names"][1:])]
     all_axes = figure.subplots(1, len(titles))
+    figure.set_layout_engine(None)  # axes are placed by hand
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.1, top=0.9, wspace=0.04)
     flat, jacobian = _flatten(points)
     rim = 1.04 * np.linalg.norm(flat, axis=1).max()
