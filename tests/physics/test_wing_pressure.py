@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steepest.geometry import surface_features
-from steepest.physics import WingPressureModel, make_wing_dataset, train_wing_pressure
+from steepest.physics import WingPressureModel, make_wing_dataset, train_wing_pressure, wing_pressure
 from steepest.physics._wing_network import neighbors, patches
 from steepest.physics._wings import WingData
 
@@ -268,3 +268,15 @@ def test_a_loss_that_is_not_finite_stops(data):
         model.attention.positions.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="lower lr"):
         train_wing_pressure(model, data, epochs=2)
+
+
+def test_channels_of_many_samples_are_read_from_a_file(data, monkeypatch):
+    whole, parts = small(), small()
+    expected = train_wing_pressure(whole, data, epochs=3, validation=data)
+    parts.normaliser.load_state_dict(whole.normaliser.state_dict())
+    seen = []
+    monkeypatch.setattr(wing_pressure, "IN_MEMORY", 11)
+    monkeypatch.setattr(wing_pressure, "CHUNK", 5)
+    monkeypatch.setattr(WingPressureModel, "fit_normaliser", lambda self, *some: seen.append(len(some[0])))
+    assert train_wing_pressure(parts, data, epochs=3, validation=data) == expected
+    assert seen == [11]

@@ -23,6 +23,8 @@ along a section.
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +39,8 @@ from steepest.physics._wing_network import COORDINATES, AttentionNetwork, Normal
 __all__ = ["WingPressureModel", "train_wing_pressure"]
 
 WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises, torch's default
+IN_MEMORY = 100_000  # samples; the channels of more lie in a temporary file that batches are read from
+CHUNK = 4096
 
 
 class WingPressureModel(nn.Module):
@@ -224,7 +228,9 @@ def train_wing_pressure(
     model : WingPressureModel
         Trained in place, from the weights it has, on the device it is on.
     data : WingData
-        Or anything with tensors `points`, `conditions` and `cp`. Channels are computed once.
+        Or anything with tensors `points`, `conditions` and `cp`, which may be mapped from files. Channels are computed
+        once; those of more than 1e5 samples are written to a temporary file and read batch by batch, and the normaliser
+        is then fitted on 1e5 samples, evenly spaced.
     epochs, batch_size : int
         200 and 16 by default.
     lr : float
@@ -270,10 +276,11 @@ def train_wing_pressure(
     if validation is not None:
         model._check(validation.points, validation.conditions, validation.cp)
     generator = torch_generator(seed)
-    model.fit_normaliser(data.points, data.conditions, data.cp)
+    n, where = len(data.points), model.attention.positions.device
+    some = slice(None) if n <= IN_MEMORY else torch.linspace(0, n - 1, IN_MEMORY, dtype=torch.float64).long()
+    model.fit_normaliser(data.points[some], data.conditions[some], data.cp[some])
     training = _prepared(model, data)
     held_out = None if validation is None else _prepared(model, validation)
-    n = len(training[0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     total = epochs * -(-n // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(total, 2), pct_start=WARM_UP)
@@ -281,9 +288,9 @@ def train_wing_pressure(
     history: dict[str, list[float]] = {"train_mse": [], "val_mse": []}
     for epoch in range(1, epochs + 1):
         model.train()
-        squared = torch.zeros((), device=training[0].device)
-        for rows in torch.randperm(n, generator=generator).to(training[0].device).split(batch_size):
-            channels, conditions, cp = (tensor[rows] for tensor in training)
+        squared = torch.zeros((), device=where)
+        for rows in torch.randperm(n, generator=generator).split(batch_size):
+            channels, conditions, cp = (tensor[rows.to(tensor.device)].to(where) for tensor in training)
             loss = nn.functional.mse_loss(model._normalized_cp(channels, conditions), cp)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -314,15 +321,24 @@ def _feature_names(features: Any) -> tuple[str, ...]:
 
 
 def _prepared(model: WingPressureModel, data: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalized channels, conditions and CP, where the model is."""
+    """Normalized channels (in memory or in a file), and conditions and CP where the model is."""
     where = model.attention.positions
     conditions, cp = model.normaliser.conditions(data.conditions.to(where)), model.normaliser.cp(data.cp.to(where))
-    return model.local_channels(data.points.to(where.device)), conditions, cp
+    if len(data.points) <= IN_MEMORY:
+        return model.local_channels(data.points.to(where.device)), conditions, cp
+    shape = (*data.points.shape[:3], len(model.channel_names))
+    with tempfile.NamedTemporaryFile(prefix="steepest-channels-") as file:  # gone from the folder, mapped while in use
+        channels = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=where.dtype).reshape(shape)
+    for start in range(0, len(channels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        channels[rows] = model.local_channels(data.points[rows].to(where.device)).cpu()
+    return channels, conditions, cp
 
 
 @torch.no_grad()
 def _mean_squared_error(model: WingPressureModel, data: tuple[Tensor, Tensor, Tensor], batch_size: int) -> float:
     model.eval()
+    where = model.attention.positions.device
     batches = zip(*(tensor.split(8 * batch_size) for tensor in data), strict=True)
-    squared = sum(float(((model._normalized_cp(x, c) - cp) ** 2).sum()) for x, c, cp in batches)
+    squared = sum(float(((model._normalized_cp(x.to(where), c) - cp) ** 2).sum()) for x, c, cp in batches)
     return squared / data[2].numel()
