@@ -26,16 +26,11 @@ X, y = sosfiltfilt(band, trials.X, axis=-1)[:, :, 80:-80], trials.y
 # The lag can be read off the signals: the first minimum of their mutual information with themselves.
 
 information = np.mean([mutual_information(x, 20) for x in X[:, 2]], axis=0)
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
-left.plot(1e3 * np.arange(21) / trials.sfreq, information)
-left.set(xlabel="lag (ms)", ylabel="mutual information (nats)", title="C3")
 
 # %%
 # The matrix of order 4: the plain covariance is its first block, the others hold the lagged covariances.
 
 matrices = AugmentedCovariance(order=4, lag=8, normalise="corr").fit_transform(X)
-middle.imshow(matrices[y == 1].mean(axis=0), cmap="RdBu_r", vmin=-1, vmax=1)
-middle.set(title="right hand", xticks=[], yticks=[])
 
 # %%
 # Everything made for covariances applies: here the tangent space and a support vector machine.
@@ -44,6 +39,16 @@ orders = [1, 2, 3, 4]
 scores = [
     cross_val_score(augmented_covariance_pipeline(order=p, lag=8), X, y, cv=5, scoring="roc_auc").mean() for p in orders
 ]
+
+# %%
+# The information at C3, the matrix of one class, and what the order is worth to this subject.
+
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+left.plot(1e3 * np.arange(21) / trials.sfreq, information)
+left.set(xlabel="lag (ms)", ylabel="mutual information (nats)", title="C3")
+image = middle.imshow(matrices[y == 1].mean(axis=0), cmap="RdBu_r", vmin=-1, vmax=1)
+figure.colorbar(image, ax=middle, shrink=0.8, label="correlation")
+middle.set(title="right hand", xticks=[], yticks=[])
 right.plot(orders, scores, "o-")
 right.set(xlabel="order", ylabel="ROC-AUC", xticks=orders, title="5 folds")
 plt.show()
