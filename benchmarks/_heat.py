@@ -1,12 +1,11 @@
 """Heat on 64 columns beside SciPy's exponential at equal error, and the error of a fixed Chebyshev order.
 
-``rows()`` gives the rows of both, in the form of ``steepest.bench``. CPU seconds, median over pairs measured in turns.
+``rows()`` gives the rows of both; CPU seconds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 
+from _rows import Row, alone, compared, interleaved
 from steepest.core.extras import installed
 from steepest.geometry import alpha_decay_graph, heat_apply, laplacian
-from steepest.studies.claim import bootstrap_interval
 
-Row = dict[str, Any]
 T = 10.0
 COLUMNS = 64
 
@@ -47,22 +45,10 @@ def against_expm_multiply(n: int, pairs: int) -> Row:
     ours = np.linalg.norm(heat_apply(L, B, T, tol=tol) - reference) / np.linalg.norm(B)
     if ours > 2 * tol:
         raise AssertionError(f"the errors are not equal: {ours:.1e} and {theirs:.1e}")
-    mine, peer = [], []
-    for _ in range(pairs):
-        mine.append(seconds(lambda: heat_apply(L, B, T, tol=tol)))
-        peer.append(seconds(lambda: scipy.sparse.linalg.expm_multiply(A, B)))
-    ratios = np.array(mine) / np.array(peer)
-    return {
-        "name": f"heat n={n}",
-        "what": f"{COLUMNS} columns at t={T:g}, both to a relative error of {tol:.0e}",
-        "unit": "s",
-        "ours": float(np.median(mine)),
-        "peer": "SciPy expm_multiply",
-        "ratio": float(np.median(ratios)),
-        "interval": bootstrap_interval(ratios, level=0.9),
-        "bound": "<= 0.5",
-        "better": "lower",
-    }
+    peer = "SciPy expm_multiply"
+    tasks = {"ours": lambda: heat_apply(L, B, T, tol=tol), peer: lambda: scipy.sparse.linalg.expm_multiply(A, B)}
+    what = f"{COLUMNS} columns at t={T:g}, both to a relative error of {tol:.0e}"
+    return compared(f"heat n={n}", interleaved(tasks, pairs, time.process_time), peer, "<= 0.5", what)
 
 
 def against_fixed_order(n: int = 500) -> list[Row]:
@@ -81,23 +67,5 @@ def against_fixed_order(n: int = 500) -> list[Row]:
     # their kernel is exp(-scale x / lmax)
     theirs = pygsp.filters.Heat(graph, t * graph.lmax).filter(signal, method="chebyshev", order=30).reshape(n, n)
     ours, peer = (float(np.abs(H - exact).max()) for H in (heat_apply(L, signal, t), theirs))
-    return [
-        {
-            "name": f"order n={n}",
-            "what": f"largest error of the heat kernel at t={t:g}",
-            "unit": "",
-            "ours": ours,
-            "peer": "PyGSP, order 30",
-            "ratio": ours / peer,
-            "interval": None,
-            "bound": None,
-            "better": "lower",
-        }
-    ]
-
-
-def seconds(fn: Callable[[], Any]) -> float:
-    """CPU seconds of one call."""
-    start = time.process_time()
-    fn()
-    return time.process_time() - start
+    row = alone(f"order n={n}", ours, "", None, f"largest error of the heat kernel at t={t:g}")
+    return [row | {"peer": "PyGSP, order 30", "ratio": ours / peer}]

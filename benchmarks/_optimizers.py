@@ -2,19 +2,16 @@
 
 Every row times whole steps, ours and the peer's in turns in one process, and compares minima (least disturbed by
 other work on the machine); the interval is the 90 % bootstrap of the ratio of minima. Curvature is excluded: gradients
-and one estimate are there before the clock starts. ``bench()`` returns one dict a row: name, ours, peer, ratio,
-interval, bound, unit, what, better.
+and one estimate are there before the clock starts.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import steepest.optim as ours
+from _rows import Row, alone, fitted, interleaved, rows_of, threads
 from steepest.core.extras import installed, require
 from steepest.studies.claim import slope_fit
 
-Row = dict[str, Any]
 Make = Callable[[list[Tensor]], Any]
 REPEATS = 25
 AFTER = 2  # steps before the native kernel, instead of 20: the warm-up is longer
@@ -84,25 +81,20 @@ def bench(progress: Callable[[float], None] | None = None, methods: Sequence[str
     """Measure every row, of all optimizers or of `methods`; `progress` is told the share that is done."""
     chosen = METHODS if methods is None else methods
     parts: list[Callable[[], list[Row]]] = [
-        functools.partial(steps, name, set_name, threads)
-        for threads in (1, 2)
+        partial(steps, name, set_name, n_threads)
+        for n_threads in (1, 2)
         for set_name in SETS
         for name in chosen
-        if threads <= (os.cpu_count() or 1)
+        if n_threads <= (os.cpu_count() or 1)
     ]
-    parts += [functools.partial(scaling, name) for name in chosen]
-    parts += [functools.partial(memory, name) for name in chosen]
-    rows: list[Row] = []
+    parts += [partial(scaling, name) for name in chosen]
+    parts += [partial(memory, name) for name in chosen]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peers' deprecations
-        for i, part in enumerate(parts):
-            rows += part()
-            if progress is not None:
-                progress((i + 1) / len(parts))
-    return rows
+        return rows_of(parts, progress)
 
 
-def steps(name: str, set_name: str, threads: int) -> list[Row]:
+def steps(name: str, set_name: str, n_threads: int) -> list[Row]:
     """One optimizer on one set: native and plain beside AdamW's three paths and beside the packages."""
     make, native_bound, fused_bound, foreach_bound = METHODS[name]
     contenders: dict[str, Make] = {
@@ -116,23 +108,16 @@ def steps(name: str, set_name: str, threads: int) -> list[Row]:
             module = require(package, "peers")
             contenders[peer] = lambda p, build=build, module=module: build(module, p)
             peers.append(peer)
-    with thread_count(threads):
-        times = interleaved({key: prepared(build, SETS[set_name]) for key, build in contenders.items()})
-    where = f"{name}, {set_name}, {threads} thread{'s' * (threads > 1)}"
+    with threads(n_threads):
+        tasks = {key: prepared(build, SETS[set_name]).step for key, build in contenders.items()}
+        times = interleaved(tasks, REPEATS)
+    where = f"{name}, {set_name}, {n_threads} thread{'s' * (n_threads > 1)}"
 
     def row(path: str, peer: str, label: str, bound: str | None) -> Row:
         ratio, interval = ratio_of_minima(times[path], times[peer])
-        return {
-            "name": f"{where}, {path}",
-            "ours": 1e3 * min(times[path]),
-            "peer": f"{label} ({1e3 * min(times[peer]):.2f} ms)",
-            "ratio": ratio,
-            "interval": interval,
-            "bound": bound,
-            "unit": "ms",
-            "what": "time of a step, curvature excluded",
-            "better": "lower",
-        }
+        what = f"time of a step, curvature excluded ({label} takes {1e3 * min(times[peer]):.2f} ms)"
+        found = alone(f"{where}, {path}", 1e3 * min(times[path]), "ms", bound, what)
+        return found | {"peer": label, "ratio": ratio, "interval": interval}
 
     rows = [
         row("native", "fused", "AdamW fused", native_bound),
@@ -156,28 +141,14 @@ def scaling(name: str) -> list[Row]:
     sizes = [10**5, 4 * 10**5, 16 * 10**5, 64 * 10**5, 3 * 10**7]
     rows = []
     for path, options in (("native", {"compile_after": AFTER}), ("plain", {"compile": False})):
-        with thread_count(1):
-            runs = {
-                str(n): prepared(lambda p, options=options: make(p, **options), [(math.isqrt(n), math.isqrt(n))])
-                for n in sizes
-            }
-            runs |= {f"AdamW {n}": prepared(ADAMW["fused"], [(math.isqrt(n), math.isqrt(n))]) for n in sizes}
-            times = interleaved(runs, repeats=20)
-        exponent, interval = slope_fit(sizes, [min(times[str(n)]) for n in sizes])
+        square = {n: [(math.isqrt(n), math.isqrt(n))] for n in sizes}
+        runs: dict[Any, Callable[[], Any]] = {n: prepared(partial(make, **options), square[n]).step for n in sizes}
+        runs |= {f"AdamW {n}": prepared(ADAMW["fused"], square[n]).step for n in sizes}
+        times = interleaved(runs, 20)
         adamw, _ = slope_fit(sizes, [min(times[f"AdamW {n}"]) for n in sizes])  # leaves the caches too
-        rows.append(
-            {
-                "name": f"{name}, {path}",
-                "ours": exponent,
-                "peer": f"AdamW fused ({adamw:.2f})",
-                "ratio": None,
-                "interval": interval,
-                "bound": "<= 1.05",
-                "unit": "",
-                "what": "exponent of time in the number of parameters, 1e5 to 3e7",
-                "better": "lower",
-            }
-        )
+        what = "exponent of time in the number of parameters, 1e5 to 3e7"
+        row = fitted(f"{name}, {path}", sizes, [min(times[n]) for n in sizes], "<= 1.05", what)
+        rows.append(row | {"unit": "", "peer": f"AdamW fused ({adamw:.2f})"})
     return rows
 
 
@@ -192,19 +163,8 @@ def memory(name: str) -> list[Row]:
 
     shapes = SETS["GPT 4.8 M"]
     mine, theirs = (state_bytes(prepared(m, shapes, steps=1)) for m in (METHODS[name][0], ADAMW["fused"]))
-    return [
-        {
-            "name": f"{name}, state",
-            "ours": mine,
-            "peer": f"AdamW ({theirs:.2f})",
-            "ratio": mine / theirs,
-            "interval": None,
-            "bound": "<= 1.01",
-            "unit": "bytes a parameter",
-            "what": "memory of the optimizer",
-            "better": "lower",
-        }
-    ]
+    row = alone(f"{name}, state", mine, "bytes a parameter", "<= 1.01", "memory of the optimizer")
+    return [row | {"peer": f"AdamW ({theirs:.2f})", "ratio": mine / theirs}]
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
@@ -225,30 +185,9 @@ def prepared(make: Make, shapes: list[tuple[int, ...]], steps: int = AFTER + 1) 
     return optimizer
 
 
-def interleaved(optimizers: dict[str, Any], repeats: int = REPEATS) -> dict[str, list[float]]:
-    """Seconds of single steps, one optimizer after the other, again and again."""
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
-    for _ in range(repeats):
-        for name, optimizer in optimizers.items():
-            start = time.perf_counter()
-            optimizer.step()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
 def ratio_of_minima(a: list[float], b: list[float], n: int = 200) -> tuple[float, tuple[float, float]]:
     """Ratio of the smallest times, and its 90 % bootstrap interval over paired repeats."""
     x, y = np.asarray(a), np.asarray(b)
     rows = np.random.default_rng(0).integers(len(x), size=(n, len(x)))
     low, high = np.quantile(x[rows].min(1) / y[rows].min(1), (0.05, 0.95))
     return float(x.min() / y.min()), (float(low), float(high))
-
-
-@contextmanager
-def thread_count(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

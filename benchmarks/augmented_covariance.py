@@ -1,7 +1,7 @@
 """What augmented covariances and the choice of delays cost beside MOABB's transformer and neurokit2.
 
-``bench()`` returns rows in the form of `steepest.bench`. Where MOABB is not installed its transformer's embedded copy
-is made here in the same way (the row says "embedded copy"), and pyRiemann's covariances follow as in its pipeline.
+Where MOABB is not installed its transformer's embedded copy is made here in the same way (the row says "embedded
+copy"), and pyRiemann's covariances follow as in its pipeline.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import tracemalloc
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
 
+from _rows import Row, alone, compared, fitted, interleaved, rows_of
 from steepest.core.extras import installed
 from steepest.manifold import (
     AugmentedCovariance,
@@ -22,22 +22,14 @@ from steepest.manifold import (
     mutual_information,
 )
 from steepest.manifold._riemannian import mean_riemann
-from steepest.studies.claim import bootstrap_interval, slope_fit
-from steepest.studies.mfac_costs import take_turns
 
-Row = dict[str, Any]
 N, T, ORDER, LAG = 40, 480, 8, 4
 
 
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
     parts = [transformer, memory, exponents, selectors, mean]
-    rows: list[Row] = []
-    for i, part in enumerate(parts):
-        rows += part()
-        if progress is not None:
-            progress((i + 1) / len(parts))
-    return rows
+    return rows_of(parts, progress)
 
 
 def transformer() -> list[Row]:
@@ -60,7 +52,7 @@ def transformer() -> list[Row]:
             raise AssertionError(f"the two differ by {gap:.1e}")
         tasks = {"ours": lambda X=X, f=ours: f.transform(X), name: lambda X=X: theirs.transform(embed(X))}
         what = f"{len(X)} trials, m={m}, p={ORDER}, against AugmentedDataset + Covariances('oas')"
-        rows.append(compared(f"transform m={m}", take_turns(tasks, 5), name, "<= 0.5", what))
+        rows.append(compared(f"transform m={m}", interleaved(tasks, 5), name, "<= 0.5", what))
     return rows
 
 
@@ -83,10 +75,8 @@ def memory() -> list[Row]:
         extra = tracemalloc.get_traced_memory()[1] - out.nbytes
         tracemalloc.stop()
         batch = max(BATCH_BYTES, out[0].nbytes)
-        row = number(
-            f"memory m={m}", extra / batch, "batches of matrices", "<= 1", "peak beyond the result, 100 trials"
-        )
-        rows.append(row)
+        what = "peak beyond the result, 100 trials"
+        rows.append(alone(f"memory m={m}", extra / batch, "batches of matrices", "<= 1", what))
     return rows
 
 
@@ -105,10 +95,9 @@ def exponents() -> list[Row]:
             X = trials(n, m, t)
             model = AugmentedCovariance(p, LAG).fit(X)
             tasks[x] = lambda X=X, f=model: f.transform(X)
-        seconds = take_turns(tasks, 5)
-        slope, interval = slope_fit(list(seconds), [min(v) for v in seconds.values()])
-        row = number(f"transform in {name}", slope, "exponent", bounds[name], "O((m p)^2 L n)")
-        rows.append(row | {"interval": interval})
+        seconds = interleaved(tasks, 5)
+        best = [min(values) for values in seconds.values()]
+        rows.append(fitted(f"transform in {name}", list(seconds), best, bounds[name], "O((m p)^2 L n)"))
     return rows
 
 
@@ -138,7 +127,7 @@ def selectors() -> list[Row]:
         for name, (ours, theirs) in pairs.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                seconds = take_turns({"ours": ours, "neurokit2": theirs}, 5)
+                seconds = interleaved({"ours": ours, "neurokit2": theirs}, 5)
             rows.append(compared(f"{name} T={t}", seconds, "neurokit2", "<= 0.333", "lags to 50, orders to 10"))
     return rows
 
@@ -149,42 +138,13 @@ def mean() -> list[Row]:
         return []
     from pyriemann.geometry.mean import mean_riemann as theirs
 
-    rows = []
-    for order in (1, 4):
+    def row(order: int) -> Row:
         C = AugmentedCovariance(order, 4).fit_transform(trials(80, 13))
-        seconds = take_turns({"ours": lambda C=C: mean_riemann(C), "pyriemann": lambda C=C: theirs(C)}, 5)
-        rows.append(compared(f"mean {13 * order} x {13 * order}", seconds, "pyriemann", None, "80 matrices, tol 1e-8"))
-    return rows
+        seconds = interleaved({"ours": lambda: mean_riemann(C), "pyriemann": lambda: theirs(C)}, 5)
+        return compared(f"mean {13 * order} x {13 * order}", seconds, "pyriemann", None, "80 matrices, tol 1e-8")
+
+    return [row(1), row(4)]
 
 
 def trials(n: int, m: int, t: int = T) -> np.ndarray:
     return 1e-5 * lfilter([1], [1, -0.9], np.random.default_rng(0).standard_normal((n, m, t)))
-
-
-def compared(name: str, seconds: dict[str, list[float]], peer: str, bound: str | None, what: str) -> Row:
-    pairs = np.divide(seconds["ours"], seconds[peer])
-    return {
-        "name": name,
-        "ours": float(np.median(seconds["ours"])),
-        "peer": f"{peer} ({1e3 * float(np.median(seconds[peer])):.2f} ms)",
-        "ratio": float(np.median(pairs)),
-        "interval": bootstrap_interval(pairs, statistic=np.median),
-        "bound": bound,
-        "unit": "s",
-        "what": what,
-        "better": "lower",
-    }
-
-
-def number(name: str, value: float, unit: str, bound: str, what: str) -> Row:
-    return {
-        "name": name,
-        "ours": float(value),
-        "peer": None,
-        "ratio": None,
-        "interval": None,
-        "bound": bound,
-        "unit": unit,
-        "what": what,
-        "better": "lower",
-    }

@@ -1,17 +1,10 @@
-"""Timings and rates of the curvature primitives beside curvlinops and ``jvp(grad)``, interleaved, one thread.
-
-``bench()`` returns one dict a row: name, ours (seconds, or a number), peer, ratio (ours / peer, median over interleaved
-pairs), interval (90 % bootstrap of that median), bound (on the ratio, or on ours where there is no peer), unit, what
-(in words) and better ("lower" or "higher").
-"""
+"""Timings and rates of the curvature primitives beside curvlinops and ``jvp(grad)``, in turns."""
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,24 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
+from _rows import Row, Seconds, alone, compared, fitted, interleaved, rows_of
 from steepest.core.extras import installed
 from steepest.curvature import GGNOperator, HessianOperator, aslinearoperator, trace, unflatten
 
 SIZES = ((64, 256), (256, 512), (512, 1024))  # width of a 64-w-w-10 tanh network, samples
 REPEATS = 20
-Row = dict[str, Any]
 
 
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
     parts = [*(lambda size=size: products(*size) for size in SIZES), exponents, trace_rates]
-    rows: list[Row] = []
-    with one_thread():
-        for i, part in enumerate(parts):
-            rows += part()
-            if progress is not None:
-                progress((i + 1) / len(parts))
-    return rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers'
+        return rows_of(parts, progress)
 
 
 def products(width: int, n: int) -> list[Row]:
@@ -64,26 +53,30 @@ def products(width: int, n: int) -> list[Row]:
         peer_H = curvlinops.HessianLinearOperator(model, loss_fn, params, data, check_deterministic=False)
         peer_G = curvlinops.GGNLinearOperator(model, loss_fn, params, data, check_deterministic=False)
         runs |= {"curvlinops H": lambda: peer_H @ v, "curvlinops G": lambda: peer_G @ v}
-    seconds = interleaved(runs)
+    seconds = warmed(runs, REPEATS)
     where = f"P={H.shape[0]} N={n}"
     rows = [
-        compared(f"hessian-in-gradients {where}", seconds, "H", "gradient", "<= 2.0", "cached Hessian product"),
-        compared(f"ggn-in-gradients {where}", seconds, "G", "gradient", None, "cached Gauss-Newton product"),
-        compared(f"hessian-jvp {where}", seconds, "H", "jvp(grad)", "<= 0.5", "cached Hessian product"),
-        compared(f"hessian-curvlinops {where}", seconds, "H", "curvlinops H", "<= 0.5", "cached Hessian product"),
-        compared(f"ggn-curvlinops {where}", seconds, "G", "curvlinops G", "<= 0.667", "cached Gauss-Newton product"),
+        beside("hessian-in-gradients", where, seconds, "H", "gradient", "<= 2.0"),
+        beside("ggn-in-gradients", where, seconds, "G", "gradient", None),
+        beside("hessian-jvp", where, seconds, "H", "jvp(grad)", "<= 0.5"),
+        beside("hessian-curvlinops", where, seconds, "H", "curvlinops H", "<= 0.5"),
+        beside("ggn-curvlinops", where, seconds, "G", "curvlinops G", "<= 0.667"),
     ]
     if installed("curvlinops"):
-        for name, ours, theirs in (
-            ("hessian", runs["H"], runs["curvlinops H"]),
-            ("ggn", runs["G"], runs["curvlinops G"]),
-        ):
-            a, b = ours(), theirs()
-            difference = float((a - b).norm() / b.norm())
-            rows.append(
-                number(f"{name}-equal {where}", difference, "<= 1e-6", "1", "relative difference to curvlinops")
-            )
+        for name, label in (("hessian", "H"), ("ggn", "G")):
+            mine, theirs = runs[label](), runs[f"curvlinops {label}"]()
+            difference = float((mine - theirs).norm() / theirs.norm())
+            what = "relative difference to curvlinops"
+            rows.append(alone(f"{name}-equal {where}", difference, "1", "<= 1e-6", what))
     return rows
+
+
+def beside(name: str, where: str, seconds: Seconds, ours: str, peer: str, bound: str | None) -> Row:
+    what = f"cached {'Hessian' if ours == 'H' else 'Gauss-Newton'} product"
+    if peer in seconds:
+        return compared(f"{name} {where}", seconds, peer, bound, what, ours)
+    what += f" ({peer.split()[0]} is not installed)"
+    return alone(f"{name} {where}", np.median(seconds[ours]), "s", None, what) | {"peer": peer}
 
 
 def exponents() -> list[Row]:
@@ -98,10 +91,10 @@ def exponents() -> list[Row]:
             v = torch.ones(H.shape[0])
             sizes.append(H.shape[0] if name == "P" else n)
             runs[str(sizes[-1])] = lambda H=H, v=v: H @ v
-        seconds = interleaved(runs, repeats=10)
+        seconds = warmed(runs, 10)
         times = [min(seconds[str(size)]) for size in sizes]
-        slope = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
-        rows.append(number(f"exponent-{name}", slope, "<= 1.1", "1", f"exponent of a Hessian product's time in {name}"))
+        what = f"exponent of a Hessian product's time in {name}"
+        rows.append(fitted(f"exponent-{name}", sizes, times, "<= 1.1", what) | {"unit": "1"})
     return rows
 
 
@@ -122,17 +115,17 @@ def trace_rates(seeds: int = 50) -> list[Row]:
         def slope(errors: np.ndarray) -> float:
             return float(np.polyfit(np.log(budgets), np.log(np.sqrt((errors**2).mean(0))), 1)[0])
 
-        interval = bootstrap(lambda rows, errors=errors, slope=slope: slope(errors[rows]), seeds)
+        rng = np.random.default_rng(0)
+        slopes = [slope(errors[rng.integers(seeds, size=seeds)]) for _ in range(500)]
+        interval = tuple(float(x) for x in np.quantile(slopes, (0.05, 0.95)))
         what = f"slope of log RMS error of {method} against log products, {seeds} seeds"
-        rows.append(number(f"{method}-slope", slope(errors), bound, "1", what) | {"interval": interval})
+        rows.append(alone(f"{method}-slope", slope(errors), "1", bound, what) | {"interval": interval})
         last[method] = math.sqrt(float((errors[:, -1] ** 2).mean()))
     gain = last["hutchinson"] / last["hutch++"]
     rows[-1]["better"] = "higher"  # a slope below -0.65 would be no Monte Carlo rate: bounded from below too
     rows.append(rows[-1] | {"name": "hutchinson-slope-from-below", "bound": ">= -0.65"})
-    rows.append(
-        number("hutch++-gain", gain, ">= 100", "1", "RMS error of Hutchinson over that of Hutch++ at 384 products")
-        | {"better": "higher"}
-    )
+    what = "RMS error of Hutchinson over that of Hutch++ at 384 products"
+    rows.append(alone("hutch++-gain", gain, "1", ">= 100", what) | {"better": "higher"})
     return rows
 
 
@@ -144,56 +137,7 @@ def problem(width: int, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.randn(n, 64, generator=generator), torch.randint(10, (n,), generator=generator)
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, list[float]]:
-    """Time every run once a round, after two rounds that do not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for i in range(repeats + 2):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if i >= 2:
-                    seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def compared(name: str, seconds: dict[str, list[float]], ours: str, peer: str, bound: str | None, what: str) -> Row:
-    row = number(name, float(np.median(seconds[ours])), bound, "s", f"{what}, seconds; ratio to {peer}") | {
-        "peer": peer
-    }
-    if peer not in seconds:
-        return row | {"bound": None, "what": f"{what} ({peer.split()[0]} is not installed)"}
-    ratios = np.array(seconds[ours]) / np.array(seconds[peer])
-    interval = bootstrap(lambda rows: float(np.median(ratios[rows])), len(ratios))
-    return row | {"ratio": float(np.median(ratios)), "interval": interval}
-
-
-def number(name: str, value: float, bound: str | None, unit: str, what: str) -> Row:
-    return {
-        "name": name,
-        "ours": value,
-        "peer": None,
-        "ratio": None,
-        "interval": None,
-        "bound": bound,
-        "unit": unit,
-        "what": what,
-        "better": "lower",
-    }
-
-
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int) -> list[float]:
-    rng = np.random.default_rng(0)
-    values = [statistic(rng.integers(n, size=n)) for _ in range(500)]
-    return [float(x) for x in np.quantile(values, (0.05, 0.95))]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def warmed(runs: dict[str, Callable[[], Any]], repeats: int) -> Seconds:
+    """Seconds of every run in turns, after two rounds that do not count."""
+    interleaved(runs, 2)
+    return interleaved(runs, repeats)

@@ -1,52 +1,39 @@
 """What graphs, frames and eigenpairs cost beside a bare tree query, eigsh and multigrid, and how they grow.
 
-``bench()`` returns one dict a row (the form is in `steepest.bench`). One thread, CPU seconds; the largest sizes are
-measured once.
+CPU seconds; the largest sizes are measured once.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import scipy.sparse.linalg
 from scipy.sparse.linalg import LinearOperator
 from scipy.spatial import cKDTree
-from threadpoolctl import threadpool_limits
 
+import _heat
+from _rows import Row, alone, compared, cost, fastest, fitted, in_child, interleaved, rows_of
 from steepest.core.extras import installed
 from steepest.geometry.connection import connection_laplacian, tangent_frames
 from steepest.geometry.eigenpairs import lowest_eigenpairs
 from steepest.geometry.graph import knn_graph
-from steepest.studies.claim import bootstrap_interval, slope_fit
 
-Row = dict[str, Any]
-Timed = dict[str, list[float]]
 GRAPH_SIZES = (10_000, 20_000, 40_000, 80_000, 160_000)
 PAIR_SIZES = (4_000, 8_000, 16_000, 32_000)
 LARGE = 100_000
+cpu_seconds = partial(interleaved, clock=time.process_time)
+fastest_cpu = partial(fastest, clock=time.process_time)
 
 
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
-    parts = [tree_query, graph_exponents, small_eigenpairs, default_ordering, multigrid, large_eigenpairs]
-    if importlib.util.find_spec("_heat") is not None:
-        import _heat
-
-        parts.append(_heat.rows)
-    rows: list[Row] = []
-    with threadpool_limits(limits=1):
-        for i, part in enumerate(parts):
-            rows += part()
-            if progress is not None:
-                progress((i + 1) / len(parts))
-    return rows
+    parts = [tree_query, graph_exponents, small_eigenpairs, default_ordering, multigrid, large_eigenpairs, _heat.rows]
+    return rows_of(parts, progress)
 
 
 def tree_query() -> list[Row]:
@@ -54,7 +41,7 @@ def tree_query() -> list[Row]:
     rows = []
     for n in (4_000, LARGE):
         X = random_sphere(n)
-        seconds = take_turns({"ours": lambda X=X: knn_graph(X, 10), "cKDTree": lambda X=X: cKDTree(X).query(X, 11)}, 5)
+        seconds = cpu_seconds({"ours": lambda X=X: knn_graph(X, 10), "cKDTree": lambda X=X: cKDTree(X).query(X, 11)}, 5)
         rows.append(compared(f"knn_graph n={n}", seconds, "cKDTree", "<= 1.3", "graph of 10 neighbors on a sphere"))
     return rows
 
@@ -65,8 +52,8 @@ def graph_exponents() -> list[Row]:
     for n in GRAPH_SIZES:
         X = random_sphere(n)
         W = knn_graph(X, 10)
-        graph.append(min(take_turns({"": lambda X=X: knn_graph(X, 10)}, 3)[""]))
-        rest.append(min(take_turns({"": lambda X=X, W=W: connection(X, W)}, 2)[""]))
+        graph.append(fastest_cpu(lambda X=X: knn_graph(X, 10), 3))
+        rest.append(fastest_cpu(lambda X=X, W=W: connection(X, W), 2))
     return [
         fitted("graph-in-n", GRAPH_SIZES, graph, "<= 1.15", "graph of 10 neighbors, n = 1e4 to 1.6e5"),
         fitted("frames-in-n", GRAPH_SIZES, rest, "<= 1.05", "frames along the graph and connection Laplacian"),
@@ -76,8 +63,8 @@ def graph_exponents() -> list[Row]:
 def small_eigenpairs(n: int = 4_000, k: int = 16) -> list[Row]:
     """Against Lanczos on the matrix itself."""
     X, L = problem(n)
-    seconds = take_turns({"ours": lambda: lowest_eigenpairs(L, k, points=X)}, 3)
-    seconds |= take_turns({"eigsh SM": lambda: scipy.sparse.linalg.eigsh(L, k, which="SM", maxiter=10**6)}, 1)
+    seconds = cpu_seconds({"ours": lambda: lowest_eigenpairs(L, k, points=X)}, 3)
+    seconds |= cpu_seconds({"eigsh SM": lambda: scipy.sparse.linalg.eigsh(L, k, which="SM", maxiter=10**6)}, 1)
     return [compared(f"eigenpairs n={n} SM", seconds, "eigsh SM", "<= 0.2", f"{k} lowest pairs of {2 * n} unknowns")]
 
 
@@ -85,8 +72,8 @@ def default_ordering(n: int = 20_000, k: int = 16) -> list[Row]:
     """Against shift-invert as SciPy does it."""
     X, L = problem(n)
     A, shift = L.tocsc(), -1e-6 * float(abs(L).sum(axis=0).max())
-    seconds = take_turns({"ours": lambda: lowest_eigenpairs(L, k, points=X)}, 2)
-    seconds |= take_turns({"eigsh sigma": lambda: scipy.sparse.linalg.eigsh(A, k, sigma=shift)}, 1)
+    seconds = cpu_seconds({"ours": lambda: lowest_eigenpairs(L, k, points=X)}, 2)
+    seconds |= cpu_seconds({"eigsh sigma": lambda: scipy.sparse.linalg.eigsh(A, k, sigma=shift)}, 1)
     what = f"{k} lowest pairs of {2 * n} unknowns, eigsh with its default ordering"
     return [compared(f"eigenpairs n={n} sigma", seconds, "eigsh sigma", "< 1", what)]
 
@@ -109,7 +96,7 @@ def multigrid(n: int = 4_000, k: int = 16) -> list[Row]:
             warnings.simplefilter("ignore")
             scipy.sparse.linalg.lobpcg(L, start, M=M, tol=target, maxiter=100, largest=False)
 
-    seconds = take_turns({"ours": lambda: lowest_eigenpairs(L, k, points=X), "pyamg lobpcg": peer}, 1)
+    seconds = cpu_seconds({"ours": lambda: lowest_eigenpairs(L, k, points=X), "pyamg lobpcg": peer}, 1)
     what = f"{k} lowest pairs of {2 * n} unknowns; the peer stops at 1e-4 lambda_k"
     return [compared(f"eigenpairs n={n} lobpcg", seconds, "pyamg lobpcg", None, what)]
 
@@ -118,38 +105,28 @@ def large_eigenpairs() -> list[Row]:
     """At 1e5 points each in a process of its own, whose peak memory is read; and the growth up to there."""
     rows, largest = [], 0.0
     for shape, k, bound in (("fibonacci", 16, "<= 60"), ("fibonacci", 50, "<= 100"), ("random", 50, "<= 60")):
-        call = f"from geometry import measure; measure({shape!r}, {LARGE}, {k})"
-        folder = str(__file__).rsplit("/", 1)[0]
-        found = subprocess.run([sys.executable, "-c", call], cwd=folder, capture_output=True, text=True, check=True)
-        seconds, gib, residual = map(float, found.stdout.split())
+        seconds, gib, residual = in_child(measure, shape, LARGE, k)
         name = f"eigenpairs n={LARGE} k={k} {shape}"
         rows += [
-            single(f"{name} time", seconds, "s", bound, f"{k} lowest pairs of {2 * LARGE} unknowns, {shape} sphere"),
-            single(f"{name} memory", gib, "GiB", "<= 3", "peak of the process"),
-            single(f"{name} residual", residual, "lambda_k", "<= 1e-8", "largest residual by the largest eigenvalue"),
+            alone(f"{name} time", seconds, "s", bound, f"{k} lowest pairs of {2 * LARGE} unknowns, {shape} sphere"),
+            alone(f"{name} memory", gib, "GiB", "<= 3", "peak of the process"),
+            alone(f"{name} residual", residual, "lambda_k", "<= 1e-8", "largest residual by the largest eigenvalue"),
         ]
         if k == 16:
             largest = seconds
     seconds_of = []
     for n in PAIR_SIZES:
         X, L = problem(n)
-        seconds_of.append(min(take_turns({"": lambda X=X, L=L: lowest_eigenpairs(L, 16, points=X)}, 2)[""]))
+        seconds_of.append(fastest_cpu(lambda X=X, L=L: lowest_eigenpairs(L, 16, points=X), 2))
     sizes = (*PAIR_SIZES, LARGE)
     return [*rows, fitted("eigenpairs-in-n", sizes, [*seconds_of, largest], "<= 1.5", "16 pairs, n = 4e3 to 1e5")]
 
 
-def measure(shape: str, n: int, k: int) -> None:
-    """Write CPU seconds, peak GiB and residual by lambda_k of one run to standard output."""
-    import resource
-
-    with threadpool_limits(limits=1):
-        X, L = problem(n, shape)
-        before = time.process_time()
-        w, V = lowest_eigenpairs(L, k, points=X)
-        seconds = time.process_time() - before
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    residual = float(np.linalg.norm(L @ V - V * w, axis=0).max() / w[-1])
-    sys.stdout.write(f"{seconds} {peak} {residual}\n")
+def measure(shape: str, n: int, k: int) -> tuple[float, float, float]:
+    """CPU seconds, peak GiB and residual by lambda_k of one run."""
+    X, L = problem(n, shape)
+    seconds, gib, (w, V) = cost(lambda: lowest_eigenpairs(L, k, points=X))
+    return seconds, gib, float(np.linalg.norm(L @ V - V * w, axis=0).max() / w[-1])
 
 
 def problem(n: int, shape: str = "fibonacci") -> tuple[np.ndarray, Any]:
@@ -171,40 +148,3 @@ def fibonacci_sphere(n: int) -> np.ndarray:
 def random_sphere(n: int) -> np.ndarray:
     X = np.random.default_rng(0).standard_normal((n, 3))
     return X / np.linalg.norm(X, axis=1, keepdims=True)
-
-
-def take_turns(calls: dict[str, Callable[[], object]], repeats: int) -> Timed:
-    """CPU seconds of each call, measured in turns."""
-    seconds: Timed = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            before = time.process_time()
-            call()
-            seconds[name].append(time.process_time() - before)
-    return seconds
-
-
-def compared(name: str, seconds: Timed, peer: str, bound: str | None, what: str) -> Row:
-    ours, theirs = np.array(seconds["ours"]), np.array(seconds[peer])
-    pairs = ours / (theirs if len(theirs) == len(ours) else np.median(theirs))
-    return {
-        "name": name,
-        "ours": float(np.median(ours)),
-        "peer": f"{peer} ({float(np.median(theirs)):.3g} s)",
-        "ratio": float(np.median(pairs)),
-        "interval": bootstrap_interval(pairs, statistic=np.median) if len(pairs) > 1 else None,
-        "bound": bound,
-        "unit": "s",
-        "what": what,
-        "better": "lower",
-    }
-
-
-def fitted(name: str, sizes: tuple[int, ...], seconds: list[float], bound: str, what: str) -> Row:
-    slope, interval = slope_fit(sizes, seconds)
-    return single(name, slope, "exponent", bound, what) | {"interval": interval}
-
-
-def single(name: str, value: float, unit: str, bound: str, what: str) -> Row:
-    empty = {"peer": None, "ratio": None, "interval": None, "better": "lower"}
-    return {"name": name, "ours": value, "bound": bound, "unit": unit, "what": what} | empty

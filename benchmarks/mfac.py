@@ -1,30 +1,21 @@
-"""What M-FAC's operations cost beside the row recursion, conjugate gradients, bare products and other optimizers.
-
-``bench()`` returns one dict a row: name, ours (seconds, or an exponent), peer, ratio (ours / peer, median over pairs
-measured in turns), interval (90 % bootstrap of that median; for exponents of the fit), bound (on the ratio), unit,
-what (in words) and better ("lower" or "higher"). One thread.
-"""
+"""What M-FAC's operations cost beside the row recursion, conjugate gradients, bare products and other optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from _rows import Row, compared, fitted, interleaved, rows_of
 from steepest.core.extras import installed
 from steepest.core.linalg import cg
 from steepest.curvature import EmpiricalFisherInverse, flatten, per_sample_gradients, unflatten
 from steepest.studies import mfac_costs as costs
-from steepest.studies.claim import bootstrap_interval, slope_fit
 from steepest.studies.image_training import ResNet
 from steepest.studies.images import ConvNet, mlp
 from steepest.studies.task import fresh_model
 
-Row = dict[str, Any]
 DS = (20_000, 40_000, 80_000, 160_000, 320_000, 640_000)
 MS = (16, 32, 64, 128, 256)
 WINDOWS = (64, 128, 256, 512, 1024)
@@ -33,34 +24,18 @@ WINDOWS = (64, 128, 256, 512, 1024)
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
     parts = [exponents, dynamic_exponents, recursion, conjugate_gradients, bandwidth, optimizer_steps]
-    rows: list[Row] = []
-    with one_thread():
-        for i, part in enumerate(parts):
-            rows += part()
-            if progress is not None:
-                progress((i + 1) / len(parts))
-    return rows
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return rows_of(parts, progress)
 
 
 def exponents() -> list[Row]:
     """Preparation, product and element of the static inverse."""
     return [
-        fitted("precompute-in-d", costs.precompute([(32, d) for d in DS], 5), 1, "<= 1.15", "O(d m^2)"),
-        fitted("precompute-in-m", costs.precompute([(m, 50_000) for m in MS], 5), 0, "<= 2.1", "O(d m^2)"),
-        fitted("product-in-d", costs.product([(32, d) for d in DS], 15), 1, "<= 1.15", "O(d m)"),
-        fitted("product-in-m", costs.product([(m, 50_000) for m in MS], 15), 0, "<= 1.15", "O(d m)"),
-        fitted("element-in-m", costs.element([(m, 50_000) for m in MS], 15), 0, "<= 1.15", "O(m)"),
-        fitted("element-in-d", costs.element([(32, 10**k) for k in (4, 5, 6)], 15), 1, "<= 0.1", "O(m)"),
+        growth("precompute-in-d", costs.precompute([(32, d) for d in DS], 5), 1, "<= 1.15", "O(d m^2)"),
+        growth("precompute-in-m", costs.precompute([(m, 50_000) for m in MS], 5), 0, "<= 2.1", "O(d m^2)"),
+        growth("product-in-d", costs.product([(32, d) for d in DS], 15), 1, "<= 1.15", "O(d m)"),
+        growth("product-in-m", costs.product([(m, 50_000) for m in MS], 15), 0, "<= 1.15", "O(d m)"),
+        growth("element-in-m", costs.element([(m, 50_000) for m in MS], 15), 0, "<= 1.15", "O(m)"),
+        growth("element-in-d", costs.element([(32, 10**k) for k in (4, 5, 6)], 15), 1, "<= 0.1", "O(m)"),
     ]
 
 
@@ -69,10 +44,10 @@ def dynamic_exponents() -> list[Row]:
     in_d = costs.sliding([(64, d) for d in DS], 9)
     in_m = costs.sliding([(m, 2_000) for m in WINDOWS], 9, cold=False)
     return [
-        fitted("sliding-product-in-d", in_d["product"], 1, "<= 1.15", "O(d m + m^2)"),
-        fitted("sliding-product-in-m", in_m["product"], 0, "<= 2.2", "O(d m + m^2)"),
-        fitted("sliding-change-in-d", in_d["change"], 1, "<= 1.15", "O(d m + m^3)"),
-        fitted("sliding-change-in-m", in_m["change"], 0, "<= 3.2", "O(d m + m^3)"),
+        growth("sliding-product-in-d", in_d["product"], 1, "<= 1.15", "O(d m + m^2)"),
+        growth("sliding-product-in-m", in_m["product"], 0, "<= 2.2", "O(d m + m^2)"),
+        growth("sliding-change-in-d", in_d["change"], 1, "<= 1.15", "O(d m + m^3)"),
+        growth("sliding-change-in-m", in_m["change"], 0, "<= 3.2", "O(d m + m^3)"),
     ]
 
 
@@ -81,7 +56,7 @@ def recursion() -> list[Row]:
     rows = []
     for m, d in ((64, 20_000), (128, 80_000)):
         G = costs.gaussian(m, d)
-        seconds = costs.take_turns(
+        seconds = interleaved(
             {
                 "ours": lambda G=G: EmpiricalFisherInverse(G, 1e-3),
                 "recursion": lambda G=G: EmpiricalFisherInverse(G, 1e-3, algorithm="recursive"),
@@ -89,7 +64,7 @@ def recursion() -> list[Row]:
             7,
         )
         bound = "<= 0.5" if (m, d) == (128, 80_000) else None
-        rows.append(compared(f"precompute d={d} m={m}", seconds, "ours", "recursion", bound, "against the recursion"))
+        rows.append(compared(f"precompute d={d} m={m}", seconds, "recursion", bound, "against the recursion"))
     return rows
 
 
@@ -115,9 +90,9 @@ def conjugate_gradients(m: int = 64, damping: float = 1e-3) -> list[Row]:
     difference = float((solve() - inverse @ x).norm() / (inverse @ x).norm())
     if difference > 1e-4:
         raise AssertionError(f"the two solve different systems: {difference:.1e}")
-    seconds = costs.take_turns({"ours": lambda: inverse @ x, "cg": solve}, 7)
+    seconds = interleaved({"ours": lambda: inverse @ x, "cg": solve}, 7)
     what = f"one product, d={len(x)}, m={m}, damping {damping:g}, against CG on curvlinops' EF operator"
-    return [compared("product-curvlinops", seconds, "ours", "cg", "<= 0.05", what)]
+    return [compared("product-curvlinops", seconds, "cg", "<= 0.05", what)]
 
 
 def bandwidth() -> list[Row]:
@@ -128,8 +103,8 @@ def bandwidth() -> list[Row]:
         seconds = {name: times[m, d] for name, times in found.items()}
         where = f"d={d} m={m}"
         rows += [
-            compared(f"sliding-matvec {where}", seconds, "product", "bare", "<= 2", "against two bare products"),
-            compared(f"sliding-push-matvec {where}", seconds, "change", "bare", "<= 2", "against two bare products"),
+            compared(f"sliding-matvec {where}", seconds, "bare", "<= 2", "against two bare products", "product"),
+            compared(f"sliding-push-matvec {where}", seconds, "bare", "<= 2", "against two bare products", "change"),
         ]
     return rows
 
@@ -147,36 +122,10 @@ def optimizer_steps() -> list[Row]:
         for peer in seconds:
             if peer != "MFAC":
                 bound = "<= 3" if peer == "SGD" else None
-                rows.append(compared(f"step-{name}-{peer}", seconds, "MFAC", peer, bound, "MFAC's training step"))
+                rows.append(compared(f"step-{name}-{peer}", seconds, peer, bound, "MFAC's training step", "MFAC"))
     return rows
 
 
-def compared(name: str, seconds: costs.Times, ours: str, peer: str, bound: str | None, what: str) -> Row:
-    pairs = np.divide(seconds[ours], seconds[peer])
-    return {
-        "name": name,
-        "ours": float(np.median(seconds[ours])),
-        "peer": f"{peer} ({1e3 * float(np.median(seconds[peer])):.2f} ms)",
-        "ratio": float(np.median(pairs)),
-        "interval": bootstrap_interval(pairs, statistic=np.median),
-        "bound": bound,
-        "unit": "s",
-        "what": what,
-        "better": "lower",
-    }
-
-
-def fitted(name: str, seconds: costs.Times, axis: int, bound: str, what: str) -> Row:
+def growth(name: str, seconds: costs.Times, axis: int, bound: str, what: str) -> Row:
     sizes, best = costs.fastest(seconds)
-    slope, (low, high) = slope_fit([size[axis] for size in sizes], best)
-    return {
-        "name": name,
-        "ours": slope,
-        "peer": None,
-        "ratio": None,
-        "interval": (low, high),
-        "bound": bound,
-        "unit": "exponent",
-        "what": what,
-        "better": "lower",
-    }
+    return fitted(name, [size[axis] for size in sizes], best, bound, what)

@@ -1,32 +1,25 @@
 """What a vector-field Gaussian process costs beside the dense form, scikit-learn's, gpytorch's and an interpolator.
 
-``bench()`` returns one dict a row: name, ours (seconds, GiB or an exponent), peer, ratio (ours / peer, median over
-repeats), interval (90 % bootstrap; for exponents of the fit), bound (on the ratio, else on ours), unit, what (in words)
-and better. Seconds are processor seconds of one thread.
+CPU seconds; the peers are measured once.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky
 from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
 
+from _rows import Row, alone, compared, cost, fastest, fitted, in_child, interleaved, rows_of
 from steepest.core.extras import installed
 from steepest.manifold import VectorFieldGP
 from steepest.manifold._evidence import Hyperparameters, Moments, evidence, prior_variances
-from steepest.studies.claim import bootstrap_interval, slope_fit
 
-Row = dict[str, Any]
 N, K, SHARE, NOISE = 2000, 100, 0.5, 0.1
 SIZES = (2000, 4000, 8000, 16_000, 32_000)
 
@@ -34,14 +27,9 @@ SIZES = (2000, 4000, 8000, 16_000, 32_000)
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
     parts = [against_others, evidence_in_n, total_in_n, hundred_thousand]
-    rows: list[Row] = []
-    with threadpool_limits(1), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peers complain about bounds of length scales and the like
-        for i, part in enumerate(parts):
-            rows += part()
-            if progress is not None:
-                progress((i + 1) / len(parts))
-    return rows
+        return rows_of(parts, progress)
 
 
 def sphere(n: int) -> np.ndarray:
@@ -60,19 +48,10 @@ def problem(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return X, field, y
 
 
-def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
-
-
 def against_others() -> list[Row]:
     """Fit and predict with standard deviations, n = 2000, half of them labelled, K = 100."""
     X, field, y = problem(N)
     hidden = np.isnan(y[:, 0])
-
-    def ours() -> np.ndarray:
-        return VectorFieldGP(K).fit(X, y).predict(X, return_std=True)[0]
 
     peers: dict[str, tuple[Callable[[], np.ndarray], str | None]] = {
         "dense form": (lambda: dense_form(X, y), "<= 0.05"),
@@ -81,27 +60,20 @@ def against_others() -> list[Row]:
     }
     if installed("gpytorch"):
         peers["gpytorch"] = (lambda: gpytorch_components(X, y), None)
-    own = [seconds_of(ours) for _ in range(5)]
-    own_seconds = [seconds for seconds, _ in own]
+    means: dict[str, np.ndarray] = {}
+
+    def task(name: str, work: Callable[[], np.ndarray]) -> Callable[[], None]:
+        return lambda: means.update({name: work()})
+
+    seconds = interleaved({"ours": task("ours", partial(fit_predict, X, y, K))}, 5, time.process_time)
+    seconds |= interleaved({name: task(name, work) for name, (work, _) in peers.items()}, 1, time.process_time)
+    size = np.linalg.norm(field[hidden])
+    errors = {name: np.linalg.norm((mean - field)[hidden]) / size for name, mean in means.items()}
     rows = []
-    for name, (work, bound) in peers.items():
-        seconds, mean = seconds_of(work)
-        errors = [float(np.linalg.norm((m - field)[hidden]) / np.linalg.norm(field[hidden])) for m in (own[0][1], mean)]
-        ratios = np.divide(own_seconds, seconds)
-        rows.append(
-            {
-                "name": f"fit-predict {name}",
-                "ours": float(np.median(own_seconds)),
-                "peer": f"{name} ({seconds:.2f} s)",
-                "ratio": float(np.median(ratios)),
-                "interval": bootstrap_interval(ratios, statistic=np.median),
-                "bound": bound,
-                "unit": "s",
-                "what": f"fit and predict, n={N}, half labelled, K={K}; relative error at hidden points "
-                f"{errors[0]:.3f} (ours), {errors[1]:.3f}",
-                "better": "lower",
-            }
-        )
+    for name, (_, bound) in peers.items():
+        what = f"fit and predict, n={N}, half labelled, K={K}; relative error at hidden points "
+        what += f"{errors['ours']:.3f} (ours), {errors[name]:.3f}"
+        rows.append(compared(f"fit-predict {name}", seconds, name, bound, what))
     return rows
 
 
@@ -172,25 +144,20 @@ def gpytorch_components(X: np.ndarray, y: np.ndarray, steps: int = 50) -> np.nda
         def forward(self, x: Any) -> Any:
             return gpytorch.distributions.MultivariateNormal(self.mean(x), self.kernel(x))
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(batch_shape=batch).double()
-        model = Model(likelihood).double()
-        objective = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            loss = -objective(model(*model.train_inputs), targets).sum()
-            loss.backward()
-            optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            found = model(torch.as_tensor(X).expand(*batch, *X.shape))
-            found.variance.sqrt()
-            return found.mean.T.numpy()
-    finally:
-        torch.set_num_threads(threads)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(batch_shape=batch).double()
+    model = Model(likelihood).double()
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = -objective(model(*model.train_inputs), targets).sum()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        found = model(torch.as_tensor(X).expand(*batch, *X.shape))
+        found.variance.sqrt()
+        return found.mean.T.numpy()
 
 
 def rbf_interpolator(X: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -209,10 +176,8 @@ def evidence_in_n() -> list[Row]:
     for size in sizes:
         data = [Moments.of(rng.standard_normal((size, K)), rng.standard_normal((size, 1)))]
         log_S, _ = prior_variances(lam, parameters, size)
-        seconds.append(
-            min(seconds_of(lambda S=log_S, d=data: [evidence(S, 0.1, d) for _ in range(20)])[0] for _ in range(9))
-        )
-    return [fitted("evidence-in-n", list(sizes), seconds, "<= 0.1", "one evaluation of the evidence, O(K^3)")]
+        seconds.append(fastest(lambda S=log_S, d=data: [evidence(S, 0.1, d) for _ in range(20)], 9, time.process_time))
+    return [fitted("evidence-in-n", sizes, seconds, "<= 0.1", "one evaluation of the evidence, O(K^3)")]
 
 
 def total_in_n() -> list[Row]:
@@ -220,52 +185,25 @@ def total_in_n() -> list[Row]:
     seconds = []
     for n in SIZES:
         X, _, y = problem(n)
-        seconds.append(seconds_of(lambda X=X, y=y: VectorFieldGP(50).fit(X, y).predict(X, return_std=True))[0])
+        seconds.append(fastest(partial(fit_predict, X, y), 1, time.process_time))
     what = f"fit and predict, K=50, n={SIZES[0]} to {SIZES[-1]} ({seconds[-1]:.1f} s)"
-    return [fitted("total-in-n", list(SIZES), seconds, "<= 1.3", what)]
-
-
-CHILD = """
-import json, resource, sys, time
-sys.path.append(sys.argv[1])
-from rvgp import problem
-from steepest.manifold import VectorFieldGP
-X, field, y = problem(100_000)
-start = time.process_time()
-mean, std = VectorFieldGP(50).fit(X, y).predict(X, return_std=True)
-seconds = time.process_time() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-print(json.dumps([seconds, peak]))
-"""
+    return [fitted("total-in-n", SIZES, seconds, "<= 1.3", what)]
 
 
 def hundred_thousand() -> list[Row]:
     """Fit and predict at n = 1e5, K = 50, in a process of its own."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, os.path.dirname(os.path.abspath(__file__))]
-    child = subprocess.run(command, env=os.environ | one, capture_output=True, text=True, check=True)
-    seconds, peak = json.loads(child.stdout.splitlines()[-1])
+    seconds, peak = in_child(measure, 100_000)
     what = "fit and predict at n=1e5, half labelled, K=50"
     return [
-        alone("seconds-1e5", seconds, "<= 180", "s", what),
-        alone("memory-1e5", peak, "<= 4", "GiB", f"peak of the process, {what}"),
+        alone("seconds-1e5", seconds, "s", "<= 180", what),
+        alone("memory-1e5", peak, "GiB", "<= 4", f"peak of the process, {what}"),
     ]
 
 
-def alone(name: str, value: float, bound: str, unit: str, what: str) -> Row:
-    return {
-        "name": name,
-        "ours": value,
-        "peer": None,
-        "ratio": None,
-        "interval": None,
-        "bound": bound,
-        "unit": unit,
-        "what": what,
-        "better": "lower",
-    }
+def measure(n: int) -> tuple[float, float]:
+    X, _, y = problem(n)
+    return cost(partial(fit_predict, X, y))[:2]
 
 
-def fitted(name: str, sizes: list[int], seconds: list[float], bound: str, what: str) -> Row:
-    slope, interval = slope_fit(sizes, seconds)
-    return {**alone(name, slope, bound, "exponent", what), "interval": interval}
+def fit_predict(X: np.ndarray, y: np.ndarray, k: int = 50) -> np.ndarray:
+    return VectorFieldGP(k).fit(X, y).predict(X, return_std=True)[0]

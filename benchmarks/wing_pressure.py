@@ -1,30 +1,23 @@
-"""What the panel method and the network of wing-pressure cost, and what else learns in the same time.
-
-``bench()`` returns one dict a row; the form is in ``steepest.bench``. Times are the fastest of several, of one thread.
-"""
+"""What the panel method and the network of wing-pressure cost, and what else learns in the same time."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from scipy.linalg import lu_factor
 
+from _rows import Row, alone, compared, fastest, fitted, interleaved, rows_of
 from steepest.core.extras import installed
 from steepest.physics import WingParameters, WingPressureModel, make_wing_dataset, panel_method, wing_surface
 from steepest.physics._panel_method import _assemble
 from steepest.studies import wing_pressure_peers as peers
 from steepest.studies import wing_pressure_training as training
-from steepest.studies.claim import bootstrap_interval, slope_fit
-from steepest.studies.mfac_costs import take_turns
 from steepest.studies.wing_pressure_training import BASELINE, GEOMETRY, Network, Run, Wings
 
-Row = dict[str, Any]
 PANELS = ((17, 5), (25, 7), (33, 9), (41, 13), (57, 17))
 GRIDS = ((32, 8), (64, 16), (96, 24), (128, 32))
 
@@ -32,23 +25,7 @@ GRIDS = ((32, 8), (64, 16), (96, 24), (128, 32))
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
     parts = [reference, one_wing, solver_exponents, model_exponent, surrogate, equal_time]
-    rows: list[Row] = []
-    with one_thread():
-        for i, part in enumerate(parts):
-            rows += part()
-            if progress is not None:
-                progress((i + 1) / len(parts))
-    return rows
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return rows_of(parts, progress)
 
 
 def reference() -> list[Row]:
@@ -58,15 +35,15 @@ def reference() -> list[Row]:
     difference = float(np.abs(info["potential"].ravel() - plain_potential(P, 5.0)).max())
     if difference > 1e-8:
         raise AssertionError(f"the two solve different systems: {difference:.1e}")
-    seconds = take_turns({"ours": lambda: panel_method(P, 5.0), "plain": lambda: plain_potential(P, 5.0)}, 5)
-    return [compared("solver", seconds, "ours", "plain", "<= 0.333", "one wing of 48 panels against loops in Python")]
+    seconds = interleaved({"ours": lambda: panel_method(P, 5.0), "plain": lambda: plain_potential(P, 5.0)}, 5)
+    return [compared("solver", seconds, "plain", "<= 0.333", "one wing of 48 panels against loops in Python")]
 
 
 def one_wing() -> list[Row]:
     """256 panels, four angles, one Mach number."""
     P = wing_surface(WingParameters(), 33, 9)
-    seconds = take_turns({"ours": lambda: panel_method(P, [1.0, 3.0, 5.0, 7.0], 0.3)}, 15)["ours"]
-    return [alone("one-wing", min(seconds), "<= 0.5", "s", "256 panels, 4 angles, 1 Mach number")]
+    seconds = fastest(lambda: panel_method(P, [1.0, 3.0, 5.0, 7.0], 0.3), 15)
+    return [alone("one-wing", seconds, "s", "<= 0.5", "256 panels, 4 angles, 1 Mach number")]
 
 
 def solver_exponents() -> list[Row]:
@@ -76,12 +53,12 @@ def solver_exponents() -> list[Row]:
         P = wing_surface(WingParameters(), n_u, n_v)
         matrix = _assemble(P, True, True, 50.0)[0]
         sizes.append(len(matrix))
-        assembly.append(min(take_turns({0: lambda P=P: _assemble(P, True, True, 50.0)}, 5)[0]))
-        factor.append(min(take_turns({0: lambda matrix=matrix: lu_factor(matrix)}, 15)[0]))
+        assembly.append(fastest(lambda P=P: _assemble(P, True, True, 50.0), 5))
+        factor.append(fastest(lambda matrix=matrix: lu_factor(matrix), 15))
     return [
         fitted("assembly", sizes, assembly, "<= 2.2", "influence matrix, panels 64 to 896: n^2"),
         fitted("factorization", sizes, factor, "<= 3.2", "LU, panels 64 to 896: n^3"),
-        alone("factorization-share", factor[-1] / assembly[-1], None, "x the assembly", "LU at 896 panels"),
+        alone("factorization-share", factor[-1] / assembly[-1], "x the assembly", None, "LU at 896 panels"),
     ]
 
 
@@ -91,7 +68,7 @@ def model_exponent() -> list[Row]:
     for n_u, n_v in GRIDS:
         points, conditions = centers(n_u, n_v), torch.tensor([[5.0, 0.3]])
         model = fitted_model(points, conditions)
-        seconds.append(min(take_turns({0: lambda m=model, p=points, c=conditions: forward(m, p, c)}, 15)[0]))
+        seconds.append(fastest(lambda m=model, p=points, c=conditions: forward(m, p, c), 15))
     sizes = [n_u * n_v for n_u, n_v in GRIDS]
     return [fitted("forward", sizes, seconds, "<= 1.2", "forward pass, 256 to 4096 points: n")]
 
@@ -102,7 +79,7 @@ def surrogate() -> list[Row]:
     points, conditions = centers(32, 8), torch.tensor([[5.0, 0.3]])
     model = fitted_model(points, conditions)
     tasks = {"ours": lambda: forward(model, points, conditions), "solver": lambda: panel_method(P, 5.0, 0.3)}
-    return [compared("surrogate", take_turns(tasks, 15), "ours", "solver", "<= 0.05", "forward pass of 256 points")]
+    return [compared("surrogate", interleaved(tasks, 15), "solver", "<= 0.05", "forward pass of 256 points")]
 
 
 def equal_time() -> list[Row]:
@@ -157,50 +134,11 @@ def forward(model: WingPressureModel, points: torch.Tensor, conditions: torch.Te
 
 def error_row(peer: str, mine: np.ndarray, theirs: np.ndarray) -> Row:
     cut = training.reduction(theirs, mine)
-    return {
-        "name": f"error {peer}",
-        "ours": float(mine.mean()),
-        "peer": f"{peer} (MSE {theirs.mean():.4g})",
+    what = f"MSE of CP on 20 unseen wings at equal training time ({peer} has {theirs.mean():.4g})"
+    return alone(f"error {peer}", mine.mean(), "MSE", "<= 1", what) | {
+        "peer": peer,
         "ratio": float(mine.mean() / theirs.mean()),
         "interval": (1 - cut.interval[1] / 100, 1 - cut.interval[0] / 100),
-        "bound": "<= 1",
-        "unit": "MSE",
-        "what": "MSE of CP on 20 unseen wings at equal training time",
-        "better": "lower",
-    }
-
-
-def compared(name: str, seconds: dict[Any, list[float]], ours: str, peer: str, bound: str | None, what: str) -> Row:
-    pairs = np.divide(seconds[ours], seconds[peer])
-    return {
-        "name": name,
-        "ours": float(np.median(seconds[ours])),
-        "peer": f"{peer} ({1e3 * float(np.median(seconds[peer])):.2f} ms)",
-        "ratio": float(np.median(pairs)),
-        "interval": bootstrap_interval(pairs, statistic=np.median),
-        "bound": bound,
-        "unit": "s",
-        "what": what,
-        "better": "lower",
-    }
-
-
-def fitted(name: str, sizes: list[int], seconds: list[float], bound: str, what: str) -> Row:
-    slope, interval = slope_fit(sizes, seconds)
-    return alone(name, slope, bound, "exponent", what) | {"interval": interval}
-
-
-def alone(name: str, value: float, bound: str | None, unit: str, what: str) -> Row:
-    return {
-        "name": name,
-        "ours": value,
-        "peer": None,
-        "ratio": None,
-        "interval": None,
-        "bound": bound,
-        "unit": unit,
-        "what": what,
-        "better": "lower",
     }
 
 

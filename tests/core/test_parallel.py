@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -22,6 +24,22 @@ def test_the_numbers_do_not_depend_on_the_workers():
     seeds = child_seeds(0, 5)
     serial = ordered_map(draw, seeds)
     assert ordered_map(draw, seeds, backend="processes", n_workers=2) == serial
+
+
+def threads_of_blas(_: int) -> set[int]:
+    import scipy.linalg  # noqa: F401, the second BLAS
+    from threadpoolctl import threadpool_info
+
+    return {pool["num_threads"] for pool in threadpool_info()}
+
+
+@pytest.mark.slow
+def test_workers_have_one_thread_each_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert ordered_map(threads_of_blas, [0], backend="processes", n_workers=1) == [{1}]
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 @pytest.mark.slow

@@ -5,15 +5,16 @@ Randomness must not depend on who does the work: give every item its own seed (`
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 from steepest.core.errors import at_least, check, one_of, optional
 from steepest.core.extras import require
 
-__all__ = ["ordered_map"]
+__all__ = ["ordered_map", "threads_of_children"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -31,8 +32,8 @@ def ordered_map(
         For ``processes`` a function that can be pickled (module level); for ``ray`` any.
     items : iterable
     backend : "serial", "processes" or "ray"
-        ``processes`` starts fresh interpreters with one torch thread each; ``ray`` uses the running cluster, or a
-        local one that it starts and stops.
+        ``processes`` starts fresh interpreters with one thread each (torch, BLAS); ``ray`` uses the running cluster, or
+        a local one that it starts and stops.
     n_workers : int, optional
         Workers at a time; the number of cores by default. Ignored by ``serial``.
 
@@ -63,6 +64,22 @@ def ordered_map(
     return _with_ray(fn, work, workers)
 
 
+@contextlib.contextmanager
+def threads_of_children(n: int) -> Iterator[None]:
+    """Let processes that are started inside load their numerical libraries with `n` threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(n)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def _one_thread() -> None:
     import torch
 
@@ -73,7 +90,8 @@ def _with_processes(fn: Callable[[A], B], work: list[A], workers: int) -> list[B
     import multiprocessing as mp
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn"), initializer=_one_thread) as pool:
+    context = mp.get_context("spawn")
+    with threads_of_children(1), ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         futures = [pool.submit(fn, item) for item in work]
         try:
             return [future.result() for future in futures]

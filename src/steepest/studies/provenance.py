@@ -9,7 +9,10 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
+import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +20,22 @@ import torch
 
 from steepest.core.records import Environment
 
-__all__ = ["code_fingerprint", "cores", "environment"]
+__all__ = ["code_fingerprint", "cores", "environment", "peak_memory"]
 
 
 def cores() -> int:
     """Count the processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held."""
+    try:  # getrusage would count what the parent held when it started this process
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])  # type: ignore[index]
+    except (OSError, TypeError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @functools.cache

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
-import resource
 import shutil
-import sys
 import time
 import traceback as tb
 from collections.abc import Callable, Sequence
@@ -26,10 +24,11 @@ import torch
 from steepest.core import records
 from steepest.core.errors import at_least, check
 from steepest.core.extras import MissingExtra
+from steepest.core.parallel import threads_of_children
 from steepest.core.records import ClaimResult, RunRecord, Series, Store
 from steepest.studies import registry
 from steepest.studies.context import Context, Event, Job, Unavailable
-from steepest.studies.provenance import code_fingerprint, cores, environment
+from steepest.studies.provenance import code_fingerprint, cores, environment, peak_memory
 
 __all__ = ["finished", "first_rank", "run_many", "run_study"]
 
@@ -94,8 +93,7 @@ def _record(
         notes=ctx.notes_log if ctx else [],
         started=started,
         wall_seconds=seconds,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        peak_memory_bytes=peak_memory(),
         code=code_fingerprint(method.key),
         environment=environment(),
     )
@@ -177,16 +175,14 @@ def run_many(
     tell = on_event or (lambda job, event: None)
     spawn = mp.get_context("spawn")
     waiting, running, done = list(jobs), dict[Connection, tuple[Job, Any, float]](), dict[str, RunRecord]()
-    limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    old = {name: os.environ.get(name) for name in limits}
-    os.environ.update(limits)  # read by the children's libraries as they load
     try:
         while waiting or running:
             while waiting and len(running) < n_jobs:
                 job = waiting.pop(0)
                 here, there = spawn.Pipe(duplex=False)
                 process = spawn.Process(target=_child, args=(job, str(store.root), threads, there), daemon=False)
-                process.start()
+                with threads_of_children(threads):
+                    process.start()
                 there.close()
                 running[here] = (job, process, time.perf_counter())
                 tell(job, {"event": "start"})
@@ -214,11 +210,6 @@ def run_many(
                 process.kill()
                 process.join()
             pipe.close()
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         for leftover in store.root.glob(".tmp-*") if running else ():
             _remove_if_ours(leftover)
     return [done[job.key] for job in jobs]
