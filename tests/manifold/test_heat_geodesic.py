@@ -104,11 +104,36 @@ def test_phates_potential_distance_is_a_special_case(data):
     X, t = data[0][:150], 30.0
     model = quietly(phate_like(t=t, n_neighbors=8, heat_method="exact"), X)
     H = np.maximum(scipy.linalg.expm(-t * laplacian(alpha_decay_graph(X, 8), "normalized").toarray()), 0)
-    potential = -np.log(H + 1e-16)
+    potential = -np.log(H + 1e-7)
     np.fill_diagonal(potential, 0.0)
-    assert np.allclose(model.distances_, 4 * t * cdist(potential, potential), rtol=1e-3, atol=1e-4)
+    assert np.allclose(model.distances_, 4 * t * cdist(potential, potential), rtol=1e-6, atol=1e-5)
+    assert (model.floor, phate_like(floor=1e-16).floor) == (1e-7, 1e-16)
     assert sne_like(n_neighbors=7).get_params()["n_neighbors"] == 7
     assert (sne_like(3).n_components, sne_like().t, sne_like(t="auto").t) == (3, 2.0, "auto")
+
+
+def test_the_floor_reaches_distances_shares_weights_and_time(data):
+    X, options = data[0], {"heat_method": "exact", "max_floored": 1.0}
+    model = quietly(HeatGeodesicEmbedding(t=4.0, floor=1e-5, mds_weights="reached", **options), X)
+    H, D = model.heat_kernel_, model.distances_
+    assert (H < 1e-9).mean() + 0.05 < model.floored_share_
+    assert model.floored_share_ == (H < 1e-5).mean()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GeometryWarning)
+        assert np.allclose(D, heat_geodesic_distance(H, 4.0, floor=1e-5), atol=1e-12)
+    i, j = np.triu_indices(250, 1)
+    residuals = np.square(np.linalg.norm(model.embedding_[i] - model.embedding_[j], axis=1) - D[i, j])
+    assert model.stress_ == pytest.approx(np.where(H[i, j] < 1e-5, 0.05, 1.0) @ residuals, rel=1e-6)
+
+    log = quietly(HeatGeodesicEmbedding(t=4.0, floor=1e-5, log_normalize=True, **options), X).distances_
+    assert np.allclose(log[i, j], np.abs(np.log(H[i, j] + 1e-5) / np.log(4.0)), rtol=1e-9)
+    with pytest.warns(GeometryWarning, match="below 1e-05 at t=4"):
+        HeatGeodesicEmbedding(t=4.0, floor=1e-5).fit(X)
+    usual, coarse = (HeatGeodesicEmbedding(floor=floor, random_state=0).fit(X) for floor in (1e-12, 1e-5))
+    assert usual.t_ == HeatGeodesicEmbedding(random_state=0).fit(X).t_  # heat below 1e-9 does not count anyway
+    assert coarse.t_ > usual.t_
+    assert coarse.floored_share_ == pytest.approx((coarse.heat_kernel_ < 1e-5).mean(), abs=1e-3)
+    assert coarse.floored_share_ <= 0.25
 
 
 def test_zero_harnack_is_varadhan(data):
@@ -424,6 +449,8 @@ def test_dense_beyond_memory_is_refused(data, monkeypatch):
         {"n_landmarks": 61},
         {"n_landmarks": "many"},
         {"n_jobs": 0},
+        {"floor": 0.0},
+        {"floor": 1.0},
     ],
 )
 def test_bad_parameters_are_named(data, change):

@@ -141,18 +141,15 @@ def test_annotated_data_are_reduced_where_they_are_not():
 def test_row_correlations_are_those_of_scipy():
     rng = np.random.default_rng(0)
     A, B = rng.random((7, 7)), rng.random((7, 7))
-    pearson, spearman = scores.row_correlations(A, B)
+    found = scores.row_correlations({"one": A, "same": B}, B)
+    pearson, spearman = found["one"]
+    assert found["same"] == pytest.approx((1.0, 1.0))
     assert pearson == pytest.approx(np.mean([stats.pearsonr(a, b)[0] for a, b in zip(A, B)]))
     assert spearman == pytest.approx(np.mean([stats.spearmanr(a, b)[0] for a, b in zip(A, B)]))
     A[0] = 1.0
     assert scores.pearson_of_rows(A, B) == pytest.approx(
         np.mean([0, *(stats.pearsonr(a, b)[0] for a, b in zip(A[1:], B[1:]))])
     )
-
-
-def test_points_are_scored_by_their_distances():
-    Y = np.random.default_rng(0).random((9, 2))
-    assert scores.row_correlations(Y, 5 * cdist(Y, Y))[0] == pytest.approx(1.0)
 
 
 def test_the_middle_between_two_translated_bins_is_found():
@@ -223,6 +220,12 @@ def test_every_claim_of_the_small_scales_is_measured(tiny):
     assert tiny.best_peer is not None
 
 
+def test_the_worst_data_set_is_what_phate_like_is_judged_by(tiny):
+    best = {s.method: min(s.values) for s in tiny.series_log if s.name == "phate-like"}
+    assert {"tree", "digits"} <= set(best)
+    assert tiny._measured["phate-disparity"][0] == max(best.values())
+
+
 def test_figures_and_pictures_have_their_data(tiny):
     assert {figure.series for figure in study.FIGURES} <= {s.name for s in tiny.series_log}
     left = {p.arrays for p in study.PICTURES} - set(tiny.arrays_log)
@@ -252,7 +255,7 @@ def test_a_worse_distance_is_noticed():
     sample = setting.sample(400, 1)
     assert found[OURS][0] > 0.95
     assert found["Isomap"][0] > 0.99
-    assert scores.row_correlations(cdist(sample.X, sample.X), sample.geodesics)[0] < 0.5  # straight lines do not do
+    assert scores.pearson_of_rows(cdist(sample.X, sample.X), sample.geodesics) < 0.5  # straight lines do not do
 
 
 def test_the_selection_chooses_on_the_tuning_seeds_and_scores_on_the_others(monkeypatch):

@@ -48,9 +48,16 @@ def default_grid() -> Array:
 
 
 def choose_time(
-    flow: HeatFlow, labels: Array, grid: Array, rng: np.random.Generator, *, max_floored: float, t_max: float
+    flow: HeatFlow,
+    labels: Array,
+    grid: Array,
+    rng: np.random.Generator,
+    *,
+    max_floored: float,
+    t_max: float,
+    least: float = FLOOR,
 ) -> DiffusionTime:
-    """Find the knee of the entropy on `grid` and raise it; `labels` are the components of the graph."""
+    """Find the knee of the entropy on `grid` and raise it; `labels` are the components, `least` the floor of heat."""
     n = flow.n
     sampled = np.arange(n) if n <= ALL else np.sort(rng.choice(n, SAMPLED, replace=False))
     columns = unit_columns(sampled, n)
@@ -72,11 +79,11 @@ def choose_time(
 
     reachable = labels[:, None] == labels[sampled]  # (n, s)
     t, H = float(grid[knee]), kernels[knee]
-    share = floored_share(H, reachable)
+    share = floored_share(H, reachable, least)
     while share > max_floored and t < t_max:
         longer = min(FACTOR * t, t_max)
         H = diffuse(H, longer - t)
-        t, share = longer, floored_share(H, reachable)
+        t, share = longer, floored_share(H, reachable, least)
         values[t] = scale * entropy(H)
     if t >= max(values):  # one beyond, so that t is never the last
         values[FACTOR * t] = scale * entropy(diffuse(H, (FACTOR - 1) * t))
@@ -96,9 +103,9 @@ def entropy(H: Array) -> float:
     return -float(np.vdot(heat, np.log(heat + 1e-10)))
 
 
-def floored_share(H: Array, reachable: Array | None) -> float:
-    """Share of the pairs of one component (None: there is one only) whose heat lies under the floor."""
-    below = H < FLOOR
+def floored_share(H: Array, reachable: Array | None, least: float = FLOOR) -> float:
+    """Share of the pairs of one component (None: there is one only) whose heat lies under the floor `least`."""
+    below = np.less(H, least)
     return float(below.mean() if reachable is None else below[reachable].mean())
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from steepest.geometry.heat import distance_from_heat
-from steepest.manifold._diffusion_time import FLOOR
 
 __all__ = ["HeatDistance", "denoised", "stress_weights"]
 
@@ -26,13 +25,14 @@ REACHED = 0.05
 class HeatDistance:
     """``d^p`` averaged over `times` with weights ``1 - t_i / Σ t``, before denoising.
 
-    `log_times` (for ``log_normalize``) asks for ``|ln(H + 1e-16) / ln t|`` in place of d.
+    `log_times` (for ``log_normalize``) asks for ``|ln(H + floor) / ln t|`` in place of d.
     """
 
     times: Array
     harnack_regul: float
     power: float
     log_times: Array | None = None
+    floor: float = 1e-16
 
     def __call__(self, heat: Array, row_diagonal: Array, column_diagonal: Array) -> Array:
         """Distances (l, n) from heat (n_t, l, n) and the heat that stayed, (n_t, l) and (n_t, n)."""
@@ -45,10 +45,15 @@ class HeatDistance:
                 H = heat[i, rows].astype(np.float64)
                 if self.log_times is None:
                     d = distance_from_heat(
-                        H, row_diagonal[i, rows], column_diagonal[i], float(t), harnack_regul=self.harnack_regul
+                        H,
+                        row_diagonal[i, rows],
+                        column_diagonal[i],
+                        float(t),
+                        harnack_regul=self.harnack_regul,
+                        floor=self.floor,
                     )
                 else:
-                    d = np.abs(np.log(H + 1e-16) / np.log(self.log_times[i]))
+                    d = np.abs(np.log(H + self.floor) / np.log(self.log_times[i]))
                 if self.power != 1:
                     np.power(d, self.power, out=d)
                 d *= weights[i]
@@ -71,17 +76,19 @@ def denoised(D: Array, profile: Array, share: float) -> Array:
     return triplets if share == 1 else (1.0 - share) * D + triplets
 
 
-def stress_weights(kind: str | None, D: Array, heat: Array, scale: float, span: tuple[float, float]) -> Array | None:
-    """Weights of the stress, shaped as D and heat; `span` is the range of all distances."""
+def stress_weights(
+    kind: str | None, D: Array, heat: Array, scale: float, span: tuple[float, float], least: float
+) -> Array | None:
+    """Weights of the stress, shaped as D and heat; `span` is the range of all distances, `least` the floor of heat."""
     if kind is None:
         return None
     if kind == "heat":
         return np.asarray(heat, dtype=np.float64) + LEAST_WEIGHT
     if kind == "reached":
-        return np.where(heat < FLOOR, REACHED, 1.0)
+        return np.where(heat < least, REACHED, 1.0)
     if kind == "inverse":
-        least = D[D > 0].min(initial=np.inf)
-        return np.maximum(D, least if np.isfinite(least) else 1.0) ** -scale
+        smallest = D[D > 0].min(initial=np.inf)
+        return np.maximum(D, smallest if np.isfinite(smallest) else 1.0) ** -scale
     low, high = span
     scaled = (D - low) / ((high - low) or 1.0)
     return np.maximum(np.exp(-np.square(scaled) / scale), LEAST_WEIGHT)

@@ -96,6 +96,7 @@ LIMITS = {
     "mds_weight_scale": positive(),
     "max_iter": at_least(1, integer=True),
     "n_jobs": interval(integer=True),
+    "floor": interval(0, 1, low_open=True, high_open=True),
 }
 
 
@@ -124,7 +125,7 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     t : "auto", float or sequence of float
         Diffusion time(s), in units of 1 / L. Distances of several times are averaged with weights ``1 - t_i / Σ t``
         (official code). "auto" takes the knee of the heat's entropy over `t_grid` and raises it by factors 1.5 until
-        at most `max_floored` of the pairs are below 1e-9, at most to `t_max`.
+        at most `max_floored` of the pairs are below 1e-9 (or `floor`, where that is larger), at most to `t_max`.
     t_grid : array of float, optional
         Increasing times in which the knee is sought; 20 up to 50 by default (official code).
     max_floored : float
@@ -143,7 +144,7 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     denoise : float
         ρ in [0, 1].
     log_normalize : bool
-        ``d = |ln(H + 1e-16) / ln t|`` instead (``t / order`` for `euler`), official code; t must not be 1.
+        ``d = |ln(H + floor) / ln t|`` instead (``t / order`` for `euler`), official code; t must not be 1.
     mds : "auto", "classic", "smacof" or "sgd"
         "auto" is `smacof` up to 2000 points (landmarks, where there are any), else `sgd`.
     mds_weights : None, "heat", "reached", "inverse" or "gaussian"
@@ -160,6 +161,9 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Draws sampled columns, landmarks, probes and the order of `sgd`.
     n_jobs : int
         Processes that share the columns of heat (tasks on an initialized Ray cluster); the same result for any number.
+    floor : float
+        In (0, 1): what is added to heat before its logarithm, 1e-16 as in the official code; PHATE has 1e-7. Pairs
+        with less heat are all at about one distance.
 
     Attributes
     ----------
@@ -172,7 +176,7 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     graph_ : csr_array (n, n)
     t_ : float or ndarray
     floored_share_ : float
-        Share of pairs (of one component; sampled for t="auto"; mean over times) whose heat is below 1e-9.
+        Share of pairs (of one component; sampled for t="auto"; mean over times) whose heat is below 1e-9, or `floor`.
     t_grid_, entropy_ : ndarray
         t="auto" only: times tried, one beyond `t_` included, and the entropy there.
     stress_ : float
@@ -221,6 +225,7 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         n_landmarks: Any = "auto",
         random_state: Any = None,
         n_jobs: int = 1,
+        floor: float = 1e-16,
     ) -> None:
         self.n_components = n_components
         self.n_neighbors = n_neighbors
@@ -246,6 +251,7 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.n_landmarks = n_landmarks
         self.random_state = random_state
         self.n_jobs = n_jobs
+        self.floor = floor
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -291,9 +297,9 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         L = laplacian(self.graph_, self.laplacian)
         lmax = min(2.0, spectral_upper_bound(L)) if self.laplacian == "normalized" else None
         flow = HeatFlow(L, self.heat_method, order=self.order, lmax=lmax or None, rank=self.order, n_jobs=self.n_jobs)
-        share = None
+        share, least = None, max(FLOOR, self.floor)
         if times is None:
-            chosen = choose_time(flow, labels, grid, rng, max_floored=self.max_floored, t_max=self.t_max)
+            chosen = choose_time(flow, labels, grid, rng, max_floored=self.max_floored, t_max=self.t_max, least=least)
             self._check_log(np.array([chosen.t]))
             times, share = np.array([chosen.t]), chosen.floored_share
             self.t_grid_, self.entropy_ = chosen.grid, chosen.entropy
@@ -303,13 +309,13 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         rows = slice(None) if self.landmarks_ is None else self.landmarks_
         if share is None:
             reachable = None if count == 1 else labels[rows][:, None] == labels
-            share = float(np.mean([floored_share(H, reachable) for H in heat]))
+            share = float(np.mean([floored_share(H, reachable, least) for H in heat]))
         self.floored_share_ = share
-        self._report(count, share)
+        self._report(count, share, least)
 
         self._heat = heat
         log_times = self._log_times(times) if self.log_normalize else None
-        self._distance = HeatDistance(times, self.harnack_regul, self.distance_power, log_times)
+        self._distance = HeatDistance(times, self.harnack_regul, self.distance_power, log_times, self.floor)
         self._diagonal = self._self_heat(flow, heat, times, rng)
         D = self._distance(heat, self._diagonal[:, rows], self._diagonal)
         own = np.arange(n) if self.landmarks_ is None else self.landmarks_
@@ -492,7 +498,7 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             D, heat = D[:, own], 0.5 * (heat[:, own] + heat[:, own].T)
             D = 0.5 * (D + D.T)
         self._range = (float(D.min()), float(D.max()))
-        weights = stress_weights(self.mds_weights, D, heat, self.mds_weight_scale, self._range)
+        weights = self._weights(D, heat)
         start = _mds.classic(D, self.n_components)
         kind = ("smacof" if len(D) <= SMACOF else "sgd") if self.mds == "auto" else self.mds
         if kind == "classic":
@@ -527,14 +533,14 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.embedding_ = self._points.astype(self._dtype)
         self._n_features_out = self.n_components
 
-    def _report(self, count: int, share: float) -> None:
+    def _report(self, count: int, share: float, least: float) -> None:
         if count == 1 and share <= self.max_floored:
             return
         parts = []
         if count > 1:
             parts.append(f"the graph has {count} connected components, whose pairs are all at the largest distance")
         if share > self.max_floored:
-            parts.append(f"{share:.1%} of the pairs that heat can reach are below {FLOOR:g} at t={self.t_}")
+            parts.append(f"{share:.1%} of the pairs that heat can reach are below {least:g} at t={self.t_}")
         warnings.warn("; ".join(parts) + "; raise n_neighbors or t", GeometryWarning, stacklevel=3)
 
     # ---- new points ----
@@ -571,21 +577,32 @@ class HeatGeodesicEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             self._mean_squares,
             D,
             self._anchors,
-            stress_weights(self.mds_weights, D, heat, self.mds_weight_scale, self._range),
+            self._weights(D, heat),
         )
+
+    def _weights(self, D: Array, heat: Array) -> Array | None:
+        least = max(FLOOR, self.floor)
+        return stress_weights(self.mds_weights, D, heat, self.mds_weight_scale, self._range, least)
 
 
 def phate_like(n_components: int = 2, **kw: Any) -> HeatGeodesicEmbedding:
     """Make the embedding whose distances are PHATE's potential distances, with heat for the diffusion operator.
 
-    `kw` are other parameters of `HeatGeodesicEmbedding`; PHATE's own graph is ``n_neighbors=5, decay=40``.
+    `kw` are other parameters of `HeatGeodesicEmbedding`; PHATE's own graph is ``n_neighbors=5, decay=40``. The floor is
+    PHATE's too: where pairs are far apart it decides how far.
 
     Examples
     --------
     >>> phate_like(n_neighbors=5).denoise
     1.0
     """
-    fixed: dict[str, Any] = {"laplacian": "normalized", "harnack_regul": 0.0, "distance_power": 2.0, "denoise": 1.0}
+    fixed: dict[str, Any] = {
+        "laplacian": "normalized",
+        "harnack_regul": 0.0,
+        "distance_power": 2.0,
+        "denoise": 1.0,
+        "floor": 1e-7,
+    }
     return HeatGeodesicEmbedding(n_components, **(fixed | kw))
 
 

@@ -24,7 +24,7 @@ from steepest.studies.heat_geodesic_data import (
 from steepest.studies.heat_geodesic_peers import OURS, embeddings, plane
 from steepest.studies.heat_geodesic_scores import cluster_scores, interpolation_errors
 
-__all__ = ["cells_or_digits", "clusters", "numbers", "pictures", "times"]
+__all__ = ["cells_or_digits", "clusters", "digits", "numbers", "pictures", "times"]
 
 
 def times(ctx: Context) -> None:
@@ -86,7 +86,7 @@ def clusters(ctx: Context) -> None:
     samples = {
         "two groups on a roll": two_cluster_roll(n, seed=ctx.seed),
         "tree": tree(n, 0.1, seed=ctx.seed),
-        "digits": _digits(ctx, n),
+        "digits": digits(ctx, n),
     }
     try:
         samples["blood cells"] = blood_cells(_folder(ctx))
@@ -153,7 +153,7 @@ def cells_or_digits(ctx: Context, n: int) -> Sample:
         return Sample(cells.X[:n], labels=None if cells.labels is None else cells.labels[:n])
     except Unavailable as error:
         ctx.note(f"Digits instead of blood cells: {error}.")
-        return _digits(ctx, n)
+        return digits(ctx, n)
 
 
 def _folder(ctx: Context) -> Path | None:
@@ -163,7 +163,8 @@ def _folder(ctx: Context) -> Path | None:
         return None
 
 
-def _digits(ctx: Context, n: int) -> Sample:
+def digits(ctx: Context, n: int) -> Sample:
+    """`n` of scikit-learn's digits, drawn by the run's seed."""
     X, y = ctx.data("digits")
     kept = np.sort(np.random.default_rng(ctx.seed).permutation(len(X))[:n])
     return Sample(np.asarray(X[kept], dtype=float), labels=np.asarray(y[kept]))

@@ -34,7 +34,7 @@ from steepest.studies.heat_geodesic_peers import (
 )
 from steepest.studies.heat_geodesic_scores import pearson_of_rows, row_correlations
 
-__all__ = ["QUICK", "SETTINGS", "Scores", "Setting", "compare", "score_large", "score_selected"]
+__all__ = ["QUICK", "SETTINGS", "Scores", "Setting", "compare", "score_default", "score_large", "score_selected"]
 
 Scores = dict[str, dict[str, list[tuple[float, float]]]]
 
@@ -114,14 +114,15 @@ def _score_distances(n: int, item: tuple[Setting, int]) -> dict[str, tuple[float
     setting, seed = item
     sample = setting.sample(n, seed)
     with threadpool_limits(1):
+        coordinates = diffusion_map(sample.X)
         matrices = {
-            OURS: ours(sample.X, random_state=seed, n_landmarks=None, mds="classic").distances_,
+            OURS: _our_distances(sample.X, seed),
             "Isomap": isomap_distances(sample.X),
-            "diffusion map": diffusion_map(sample.X),
+            "diffusion map": cdist(coordinates, coordinates),
         }
         if installed("phate"):
             matrices["PHATE"] = phate_distances(sample.X, seed)
-        return {name: row_correlations(D, sample.geodesics) for name, D in matrices.items()}
+        return row_correlations(matrices, sample.geodesics)
 
 
 def _score_planes(n: int, peers: tuple[str, ...], item: tuple[Setting, int]) -> dict[str, tuple[float, float]]:
@@ -131,7 +132,28 @@ def _score_planes(n: int, peers: tuple[str, ...], item: tuple[Setting, int]) -> 
         planes = {OURS: plane(sample.X, random_state=seed, n_landmarks=None)}
         for name, embed in embeddings(*peers).items():
             planes[name] = embed(sample.X, seed)
-        return {name: row_correlations(cdist(Y, Y), sample.geodesics) for name, Y in planes.items()}
+        return row_correlations({name: cdist(Y, Y) for name, Y in planes.items()}, sample.geodesics)
+
+
+def score_default(
+    settings: Sequence[Setting], n: int, seeds: Sequence[int], *, n_workers: int | None = None
+) -> dict[str, list[float]]:
+    """Pearson correlations of our own distances alone, at the defaults."""
+    backend: Literal["serial", "processes"] = "serial" if n_workers is None else "processes"
+    items = [(setting, seed) for setting in settings for seed in seeds]
+    scores = ordered_map(partial(_score_default, n), items, backend=backend, n_workers=n_workers)
+    return {s.name: [score for score, (setting, _) in zip(scores, items) if setting == s] for s in settings}
+
+
+def _score_default(n: int, item: tuple[Setting, int]) -> float:
+    setting, seed = item
+    sample = setting.sample(n, seed)
+    with threadpool_limits(1):
+        return pearson_of_rows(_our_distances(sample.X, seed), sample.geodesics)
+
+
+def _our_distances(X: np.ndarray, seed: int) -> np.ndarray:
+    return np.asarray(ours(X, random_state=seed, n_landmarks=None, mds="classic").distances_)
 
 
 def score_selected(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,26 +22,25 @@ __all__ = [
 ]
 
 
-def row_correlations(D: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+def row_correlations(found: Mapping[str, np.ndarray], truth: np.ndarray) -> dict[str, tuple[float, float]]:
     """Pearson and Spearman correlation of each row with the true row, averaged over rows.
 
     A row without variation counts 0.
 
     Parameters
     ----------
-    D : ndarray (n, m)
-        Distances, or points (n, 2) when `truth` is square and `D` is not: then their Euclidean distances are taken.
+    found : mapping
+        Name of a method to its distances (n, m).
     truth : ndarray (n, m)
 
     Examples
     --------
     >>> D = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 4.0], [2.0, 4.0, 0.0]])
-    >>> tuple(round(r, 6) for r in row_correlations(3 * D + 1, D))
-    (1.0, 1.0)
+    >>> [round(r, 6) for r in row_correlations({"scaled": 3 * D + 1}, D)["scaled"]]
+    [1.0, 1.0]
     """
-    if D.shape != truth.shape:
-        D = cdist(D, D)
-    return pearson_of_rows(D, truth), pearson_of_rows(rankdata(D, axis=1), rankdata(truth, axis=1))
+    ranks = rankdata(truth, axis=1)
+    return {name: (pearson_of_rows(D, truth), pearson_of_rows(rankdata(D, axis=1), ranks)) for name, D in found.items()}
 
 
 def pearson_of_rows(A: np.ndarray, B: np.ndarray) -> float:
