@@ -170,12 +170,14 @@ class SingularField:
     kind: str
 
 
-def singular_field(s: Surface, kind: str, random_state: int | np.random.Generator = 0) -> SingularField:
+def singular_field(
+    s: Surface, kind: str, random_state: int | np.random.Generator = 0, *, even: bool = True
+) -> SingularField:
     """Make a field with a vortex, a source or a saddle at a random place of the sphere or the torus.
 
     On the sphere it is the gradient of a linear or quadratic function, on the torus a sine of each angle along that
-    angle's direction, of equal amplitudes; turned by 90 degrees in the tangent plane for the vortex. Mean squared
-    length 1.
+    angle's direction: of equal amplitudes where `even`, else the gradient of the sum of their cosines, which is weak
+    along the long way around. Turned by 90 degrees in the tangent plane for the vortex. Mean squared length 1.
     """
     check("kind", kind, one_of(*KINDS))
     check("surface", s.name, one_of("sphere", "torus"))
@@ -194,7 +196,8 @@ def singular_field(s: Surface, kind: str, random_state: int | np.random.Generato
         along = np.stack([-np.sin(u), np.cos(u), 0 * u], axis=1)
         around = np.stack([-np.sin(v) * np.cos(u), -np.sin(v) * np.sin(u), np.cos(v)], axis=1)
         sign = -1 if kind == "saddle" else 1
-        gradient = np.sin(u - u0)[:, None] * along + sign * np.sin(v - v0)[:, None] * around
+        ways = (1.0, 1.0) if even else (MAJOR + MINOR * np.cos(v), MINOR)
+        gradient = (np.sin(u - u0) / ways[0])[:, None] * along + sign * (np.sin(v - v0) / ways[1])[:, None] * around
     vectors = s.tangential(gradient)
     if kind == "vortex":
         vectors = np.cross(s.normals, vectors)

@@ -142,6 +142,7 @@ class Hole:
     seed: int
     peers: bool = False
     tune: bool = True
+    even: bool = True
 
 
 def inpaint(case: Hole) -> dict[str, tuple[bool, float]]:
@@ -151,7 +152,7 @@ def inpaint(case: Hole) -> dict[str, tuple[bool, float]]:
     """
     s = surface(case.shape, case.n, case.seed)
     rng = np.random.default_rng([case.seed, KINDS.index(case.kind)])
-    truth = singular_field(s, case.kind, rng)
+    truth = singular_field(s, case.kind, rng, even=case.even)
     inside = hole(s.points, truth.place, RADIUS)
     y = observe(s, truth.vectors, ~inside, NOISE, rng)
     found = {OURS: fitted(s.points, y).predict(s.points)}
