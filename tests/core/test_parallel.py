@@ -20,10 +20,12 @@ def fail_on_two(k: int) -> int:
 
 
 @pytest.mark.slow
-def test_the_numbers_do_not_depend_on_the_workers():
-    seeds = child_seeds(0, 5)
-    serial = ordered_map(draw, seeds)
-    assert ordered_map(draw, seeds, backend="processes", n_workers=2) == serial
+def test_the_numbers_do_not_depend_on_the_workers_and_the_share_done_is_told():
+    seeds, shares = child_seeds(0, 5), []
+    serial = ordered_map(draw, seeds, progress=shares.append)
+    assert shares == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ordered_map(draw, seeds, backend="processes", n_workers=2, progress=shares.append) == serial
+    assert shares[5:] == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
 def threads_of_blas(_: int) -> set[int]:
@@ -55,7 +57,10 @@ def test_ray_gives_the_same_numbers_and_the_first_exception(monkeypatch):
     seeds = child_seeds(0, 5)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        assert ordered_map(local_draw, seeds, backend="ray", n_workers=2) == [draw(s) for s in seeds]
+        shares = []
+        found = ordered_map(local_draw, seeds, backend="ray", n_workers=2, progress=shares.append)
+        assert found == [draw(s) for s in seeds]
+        assert shares[-1] == 1.0
         with pytest.raises(ZeroDivisionError, match="bad seed"):
             ordered_map(local_draw, [1, "bad"], backend="ray")
     finally:

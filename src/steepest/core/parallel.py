@@ -19,10 +19,16 @@ __all__ = ["ordered_map", "threads_of_children"]
 A = TypeVar("A")
 B = TypeVar("B")
 Backend = Literal["serial", "processes", "ray"]
+Tell = Callable[[float], object]
 
 
 def ordered_map(
-    fn: Callable[[A], B], items: Iterable[A], *, backend: Backend = "serial", n_workers: int | None = None
+    fn: Callable[[A], B],
+    items: Iterable[A],
+    *,
+    backend: Backend = "serial",
+    n_workers: int | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> list[B]:
     """Apply `fn` to every item and return the results in the items' order.
 
@@ -36,6 +42,8 @@ def ordered_map(
         a local one that it starts and stops.
     n_workers : int, optional
         Workers at a time; the number of cores by default. Ignored by ``serial``.
+    progress : callable, optional
+        Told the share of the items that is done, after each.
 
     Returns
     -------
@@ -56,12 +64,20 @@ def ordered_map(
     check("backend", backend, one_of("serial", "processes", "ray"))
     check("n_workers", n_workers, optional(at_least(1, integer=True)))
     work = list(items)
+    tell = progress or (lambda share: None)
     if backend == "serial" or not work:
-        return [fn(item) for item in work]
+        return list(_telling(map(fn, work), len(work), tell))
     workers = min(n_workers or os.cpu_count() or 1, len(work))
     if backend == "processes":
-        return _with_processes(fn, work, workers)
-    return _with_ray(fn, work, workers)
+        return _with_processes(fn, work, workers, tell)
+    return _with_ray(fn, work, workers, tell)
+
+
+def _telling(results: Iterable[B], n: int, tell: Tell) -> Iterator[B]:
+    """Pass the results on, telling after each which share of `n` is done."""
+    for k, result in enumerate(results, 1):
+        tell(k / n)
+        yield result
 
 
 @contextlib.contextmanager
@@ -86,7 +102,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _with_processes(fn: Callable[[A], B], work: list[A], workers: int) -> list[B]:
+def _with_processes(fn: Callable[[A], B], work: list[A], workers: int, tell: Tell) -> list[B]:
     import multiprocessing as mp
     from concurrent.futures import ProcessPoolExecutor
 
@@ -94,13 +110,13 @@ def _with_processes(fn: Callable[[A], B], work: list[A], workers: int) -> list[B
     with threads_of_children(1), ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         futures = [pool.submit(fn, item) for item in work]
         try:
-            return [future.result() for future in futures]
+            return list(_telling((future.result() for future in futures), len(work), tell))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _with_ray(fn: Callable[[A], B], work: list[A], workers: int) -> list[B]:
+def _with_ray(fn: Callable[[A], B], work: list[A], workers: int, tell: Tell) -> list[B]:
     ray = require("ray", "federated", what="backend='ray'")
     ours = not ray.is_initialized()
     if ours:
@@ -114,6 +130,7 @@ def _with_ray(fn: Callable[[A], B], work: list[A], workers: int) -> list[B]:
                 in_flight[task.remote(work[k])] = k
             ready, _ = ray.wait(list(in_flight), num_returns=1)
             results.update({in_flight.pop(reference): ray.get(reference) for reference in ready})
+            tell(len(results) / len(work))
         return [results[k] for k in range(len(work))]
     except ray.exceptions.RayTaskError as error:
         raise error.as_instanceof_cause() from None

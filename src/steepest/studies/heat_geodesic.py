@@ -212,7 +212,7 @@ def _geodesics(ctx: Context) -> None:
     tuning, test = _seeds(ctx)
     seeds = test[: ctx.seeds_asked or ctx.pick(quick=len(test), full=4, paper=10)]
     workers = 2 if ctx.scale in ("full", "paper") and not code_test(ctx) else None
-    found = distances.compare(settings, n, seeds, n_workers=workers)
+    found = distances.compare(settings, n, seeds, n_workers=workers, progress=lambda done: ctx.progress(0.3 * done))
     _against_phate(ctx, "distances-phate", found)
     _against_isomap(ctx, found)
     for name, by_setting in found.items():
@@ -229,10 +229,16 @@ def _geodesics(ctx: Context) -> None:
     if ctx.scale == "quick":
         ctx.note("At quick each method's own distances are compared; planes, t-SNE and UMAP come at full.")
         return
-    ctx.progress(0.2)
     peers = ("PHATE", "Isomap", "diffusion map", "t-SNE", *(() if workers is None else ("UMAP",)))
     n_planes = size(ctx, quick=600, full=1000, paper=2500, tiny=60)
-    planes = distances.compare(settings, n_planes, seeds[:1], planes=peers, n_workers=workers)
+    planes = distances.compare(
+        settings,
+        n_planes,
+        seeds[:1],
+        planes=peers,
+        n_workers=workers,
+        progress=lambda done: ctx.progress(0.3 + 0.15 * done),
+    )
     _against_phate(ctx, "plane-phate", planes)
     for claim, peer in (("plane-tsne", "t-SNE"), ("plane-umap", "UMAP")):
         if peer in planes:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from steepest.core.extras import MissingExtra
+from steepest.core.parallel import ordered_map
 from steepest.studies.context import Context, Unavailable
 from steepest.studies.heat_geodesic_data import (
     Sample,
@@ -38,14 +41,14 @@ def times(ctx: Context) -> None:
         ctx.note(f"Withheld times on the branching simulation alone: {error}.")
     if ctx.scale == "tiny" or code_test(ctx):
         samples = dict(list(samples.items())[:1])
-    known = embeddings("PHATE", "Isomap", *(("t-SNE", "UMAP") if _large(ctx) else ()))
+    peers = ("PHATE", "Isomap", *(("t-SNE", "UMAP") if _large(ctx) else ()))
+    backend: Literal["serial", "processes"] = "processes" if _large(ctx) else "serial"
     errors: dict[str, list[float]] = {}
     try:
-        for name, sample in samples.items():
+        drawn = ordered_map(partial(_planes, peers, ctx.seed), samples.values(), backend=backend, n_workers=2)
+        for (name, sample), planes in zip(samples.items(), drawn, strict=True):
             assert sample.position is not None
             bins = time_bins(sample.position, 8)
-            planes = {OURS: plane(sample.X), "sigma = 0": plane(sample.X, harnack_regul=0.0)}
-            planes |= {peer: embed(sample.X, ctx.seed) for peer, embed in known.items()}
             for method, Y in planes.items():
                 each = interpolation_errors(Y, bins)
                 errors.setdefault(method, []).extend(each)
@@ -69,6 +72,12 @@ def times(ctx: Context) -> None:
     else:
         for claim in ("times-phate", "times-phate-share"):
             ctx.skipped(claim, "PHATE is not installed")
+
+
+def _planes(peers: tuple[str, ...], seed: int, sample: Sample) -> dict[str, np.ndarray]:
+    """Our plane with and without Harnack's term, and the peers'."""
+    ours = {OURS: plane(sample.X), "sigma = 0": plane(sample.X, harnack_regul=0.0)}
+    return ours | {peer: embed(sample.X, seed) for peer, embed in embeddings(*peers).items()}
 
 
 def _ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ have. Each is the correlation of a row with the true row, averaged over rows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -82,6 +82,7 @@ def compare(
     *,
     planes: Sequence[str] = (),
     n_workers: int | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Scores:
     """Score every method on every setting and seed.
 
@@ -94,6 +95,8 @@ def compare(
         Score our plane and those of these peers; by default each method's own distances.
     n_workers : int, optional
         Processes; None works here.
+    progress : callable, optional
+        Told the share that is done.
 
     Returns
     -------
@@ -104,7 +107,8 @@ def compare(
     work = partial(_score_planes, n, tuple(planes)) if planes else partial(_score_distances, n)
     backend: Literal["serial", "processes"] = "serial" if n_workers is None else "processes"
     found: Scores = {}
-    for (setting, _), scores in zip(items, ordered_map(work, items, backend=backend, n_workers=n_workers)):
+    scored = ordered_map(work, items, backend=backend, n_workers=n_workers, progress=progress)
+    for (setting, _), scores in zip(items, scored):
         for name, pair in scores.items():
             found.setdefault(name, {}).setdefault(setting.name, []).append(pair)
     return found

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from steepest.core.parallel import ordered_map
 from steepest.geometry.graph import GeometryWarning
@@ -192,7 +193,15 @@ mean, std = model.predict(X, return_std=True)
 print(np.abs(mean - field).max(), std.mean())
 """
 
-REASONS: dict[str, str] = {}
+REASONS = {
+    "density": "K stays at 100 while the points grow: a field of unit length with jumps has a part beyond any fixed K. "
+    "On the sphere from 200 to 1600 points the error falls from 0.19 to 0.11 with K = 100, and from 0.197 to 0.090, a "
+    "ratio of 0.46, where K is a quarter of the points",
+    "eeg-auc-splines": "the lead over splines is 0.012, and the interval over cohorts of 40 patients and 40 controls "
+    "reaches down to -0.004",
+    "inpainting-place": "the quantile of 27 holes is all but the worst one, and the worst lie on the torus with the "
+    "second kind of field; at full, with 180 holes and 1000 points in place of 600, it is 0.16",
+}
 
 WHEN_NOT = [
     "The field is smooth in the space around the surface (a linear field on a round sphere): a Gaussian process in "
@@ -211,7 +220,7 @@ def run(ctx: Context) -> None:
         rvgp_paper.measure(ctx)
         return
     ctx.progress(0.0)
-    with warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", GeometryWarning)  # cut clusters of eigenvalues: they do not matter here
         ctx.timed("super-resolution", lambda: _super_resolution(ctx))
         ctx.progress(0.55)
@@ -227,16 +236,19 @@ def _seeds(ctx: Context, n: int) -> list[int]:
     return ctx.seeds if ctx.seeds_asked else [ctx.seed + 1 + i for i in range(n)]
 
 
-def _mapped(ctx: Context, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+Progress = Callable[[float], object] | None
+
+
+def _mapped(ctx: Context, fn: Callable[[Any], Any], items: Sequence[Any], progress: Progress = None) -> list[Any]:
     """Over two processes at full scale, one after the other otherwise."""
     if ctx.scale == "full":
-        return ordered_map(fn, items, backend="processes", n_workers=2)
-    return ordered_map(fn, items)
+        return ordered_map(fn, items, backend="processes", n_workers=2, progress=progress)
+    return ordered_map(fn, items, progress=progress)
 
 
-def _apply(ctx: Context, fn: Callable[[Any], Any], items: Sequence[Any]) -> dict[Any, Any]:
+def _apply(ctx: Context, fn: Callable[[Any], Any], items: Sequence[Any], progress: Progress = None) -> dict[Any, Any]:
     """Results by item."""
-    return dict(zip(items, _mapped(ctx, fn, items)))
+    return dict(zip(items, _mapped(ctx, fn, items, progress)))
 
 
 def _super_resolution(ctx: Context) -> None:
@@ -248,7 +260,7 @@ def _super_resolution(ctx: Context) -> None:
     if everything:
         trials += [new(shape, n, seed, 0.5) for shape in SHAPES for seed in seeds[:3]]
         trials += [new(shape, n, seed, share, True) for shape in SHAPES for seed in seeds[:5] for share in FEW]
-    results = _apply(ctx, fill_in, trials)
+    results = _apply(ctx, fill_in, trials, lambda done: ctx.progress(0.55 * done))
 
     def column(name: str, shape: str, share: float, dense: bool = False) -> np.ndarray:
         chosen = (r for t, r in results.items() if (t.shape, t.share, t.dense) == (shape, share, dense))
