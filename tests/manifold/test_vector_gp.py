@@ -392,6 +392,23 @@ def test_a_cut_cluster_is_reported_or_completed():
     assert full.eigenvalues_.shape == (40,)
 
 
+@pytest.mark.parametrize("message", ["ABNORMAL: ", "CONVERGENCE"])
+def test_a_search_that_ends_in_rounding_has_converged(monkeypatch, message):
+    """Noiseless values: the line search failed on one processor, with a gradient of 1e-7, and not on another."""
+    from steepest.manifold import _evidence
+
+    minimize = _evidence.minimize
+
+    def failing(*args, **options):
+        found = minimize(*args, **options)
+        found.success, found.message = message == "CONVERGENCE", message
+        return found
+
+    monkeypatch.setattr(_evidence, "minimize", failing)
+    X = circle(40)
+    VectorFieldGP(3, 4, dim=1).fit(X, np.column_stack([-X[:, 1], X[:, 0]]))
+
+
 def test_a_node_has_its_own_encoding_and_new_points_come_closer_as_the_points_do(data, fitted):
     X, _ = data
     np.testing.assert_allclose(fitted.encode(X), fitted.encoding_, atol=1e-14)

@@ -30,6 +30,7 @@ from scipy.special import logsumexp
 __all__ = ["Hyperparameters", "Moments", "Optimum", "evidence", "maximize_evidence", "posterior", "prior_variances"]
 
 NU_RANGE = (0.3, 20.0)
+FLAT = 1e-4  # projected gradient, nats a value: a line search that fails there has met rounding
 NOISE_RANGE = (1e-8, 2.0)  # of the mean squared target
 SIGNAL_RANGE = (1e-6, 1e4)  # of the mean squared target, ours: wide enough never to bind on a field that can be seen
 KAPPA_RANGE = (1e-2, 1e4)  # in units of λ_K^-½, ours: from a flat spectral density to one of the zero modes alone
@@ -176,7 +177,8 @@ def maximize_evidence(
             )
         )
     best = min(runs, key=lambda run: float(run.fun))
-    return Optimum(unpack(best.x), int(best.nit), bool(best.success), str(best.message))
+    left = float(np.abs(np.clip(best.x - best.jac, bounds[:, 0], bounds[:, 1]) - best.x).max())
+    return Optimum(unpack(best.x), int(best.nit), bool(best.success) or left <= FLAT, str(best.message))
 
 
 def _factor(root: np.ndarray, gram: np.ndarray, noise_variance: float) -> np.ndarray:

@@ -34,6 +34,11 @@ OWN: dict[str, tuple[str, ...]] = {
     "adahessian": ("AdaHessian",),
     "sophia": ("Sophia-G", "Sophia-H", "Sophia"),
     "mfac": ("M-FAC",),
+    "target-surrogate": ("SSO", "SSO, KL and L-BFGS"),
+    "sgd-stability": ("steepest", "exact threshold"),
+    "batch-spectrum": ("learner", "predicted"),
+    "matrix-sensing": ("rebalanced",),
+    "large-step-logistic": ("large steps", "large steps, limit", "large steps, plain"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
     "augmented-covariance": ("augmented covariance", "automatic order and lag"),
@@ -46,7 +51,7 @@ NAME_SLOTS: dict[str, int] = {
     "AdamP": 1, "SGDP": 3, "AdaHessian": 3, "Sophia": 2, "Sophia-G": 2, "Sophia-H": 3, "M-FAC": 4,
     # what people train with
     "AdamW": 6, "SGD": 7, "Adam": 4, "Lion": 7, "Adagrad": 2, "Shampoo": 2, "SOAP": 5, "PSGDKron": 1,
-    "gradient descent": 7, "SignGD": 5, "Newton": 1, "magnitude": 6, "diagonal Fisher": 2,
+    "gradient descent": 3, "SignGD": 5, "Newton": 1, "magnitude": 6, "diagonal Fisher": 2,
     # other implementations of the same methods
     "AdamP (adamp)": 4, "AdamP (torch_optimizer)": 5, "AdamP (pytorch_optimizer)": 2,
     "SGDP (adamp)": 4, "SGDP (torch_optimizer)": 5, "SGDP (pytorch_optimizer)": 2,
@@ -59,6 +64,17 @@ NAME_SLOTS: dict[str, int] = {
     "MDM": 2, "FgMDM": 5, "CSP + LDA": 7,
     "geometry": 4, "DAN": 6, "point-wise MLP": 2, "point-wise MLP, same channels": 3, "HistGradientBoosting": 5,
     "PointNet": 1, "GCN": 7,
+    # landscape
+    "SSO": 5, "SSO, KL and L-BFGS": 1, "SLS": 3,
+    "exact threshold": 1, "trace bound": 2, "gradient descent's limit": 7, "measured": 1, "sqrt(B)": 8,
+    "B = 1": 1, "B = 4": 2, "B = 16": 3,
+    "learner": 2, "predicted": 2, "measured batches": 1, "directional noise": 5, "frobenius noise": 6,
+    "momentum 0": 4, "momentum 0.5": 6, "momentum 0.9": 7, "theory": 8,
+    "rebalanced": 3, "two factors": 7, "two factors, k = r": 2, "ScaledGD": 6, "soft-impute": 1,
+    "singular-value projection": 5, "symmetric, k = r": 2, "symmetric, k = r + 1": 7, "symmetric, k = 2r": 4,
+    "large steps": 4, "large steps, limit": 1, "large steps, plain": 2, "plain": 2, "normalized": 4,
+    "Perceptron": 6, "LogisticRegression": 3, "LinearSVC": 5, "SGD, perceptron loss": 7,
+    "batch perceptron": 8, "bound": 8,
     # references and limits
     "256 sensors": 8, "vortex lattice": 8, "NeuralFoil": 8,
     "reference": 8, "limit": 8, "exact": 8, "dense": 8,
