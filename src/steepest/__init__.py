@@ -7,10 +7,20 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steepest import curvature, geometry, landscape, manifold, optim, physics
+    from steepest import bilevel, constrained, curvature, geometry, landscape, manifold, optim, physics
 
 __version__ = _version("steepest")
-__all__ = ["__version__", "curvature", "geometry", "landscape", "manifold", "optim", "physics"]
+__all__ = [
+    "__version__",
+    "bilevel",
+    "constrained",
+    "curvature",
+    "geometry",
+    "landscape",
+    "manifold",
+    "optim",
+    "physics",
+]
 
 
 def __getattr__(name: str) -> Any:
