@@ -25,14 +25,23 @@ from steepest.geometry.graph import knn_graph
 
 GRAPH_SIZES = (10_000, 20_000, 40_000, 80_000, 160_000)
 PAIR_SIZES = (4_000, 8_000, 16_000, 32_000)
-LARGE = 100_000
+LARGE, MILLION = 100_000, 1_000_000
 cpu_seconds = partial(interleaved, clock=time.process_time)
 fastest_cpu = partial(fastest, clock=time.process_time)
 
 
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
-    parts = [tree_query, graph_exponents, small_eigenpairs, default_ordering, multigrid, large_eigenpairs, _heat.rows]
+    parts = [
+        tree_query,
+        graph_exponents,
+        small_eigenpairs,
+        default_ordering,
+        multigrid,
+        large_eigenpairs,
+        million_points,
+    ]
+    parts.append(_heat.rows)
     return rows_of(parts, progress)
 
 
@@ -127,6 +136,21 @@ def measure(shape: str, n: int, k: int) -> tuple[float, float, float]:
     X, L = problem(n, shape)
     seconds, gib, (w, V) = cost(lambda: lowest_eigenpairs(L, k, points=X))
     return seconds, gib, float(np.linalg.norm(L @ V - V * w, axis=0).max() / w[-1])
+
+
+def million_points() -> list[Row]:
+    """Graph, frames and Laplacian of a million points on one thread, in a process of its own."""
+    seconds, gib = in_child(build, MILLION)
+    what = "graph, frames and connection Laplacian of a million points, one thread"
+    return [
+        alone(f"connection n={MILLION} time", seconds, "s", "<= 60", what),
+        alone(f"connection n={MILLION} memory", gib, "GiB", "<= 4", "peak of the process"),
+    ]
+
+
+def build(n: int) -> tuple[float, float]:
+    """CPU seconds and peak GiB of `problem`."""
+    return cost(lambda: problem(n, "random"))[:2]
 
 
 def problem(n: int, shape: str = "fibonacci") -> tuple[np.ndarray, Any]:

@@ -163,6 +163,22 @@ def test_labels_are_moved_apart():
     assert crowded == [368, 384, 400]
 
 
+def test_names_of_lines_that_stop_early_do_not_cover_one_another():
+    ends = {"first to stop": 4, "second to stop": 5, "third": 4, "whole": 20}
+    series = [
+        Series(name="loss", method=m, seed=0, steps=range(n), values=np.linspace(2, 1, n).tolist())
+        for m, n in ends.items()
+    ]
+    [d] = drawings("adamp", [Figure("f", "t", "loss", "x", "y")], [], series)
+    names = [x for x in figures.specification(d)["layer"] if x["name"].startswith("label")]
+    height = {x["mark"]["text"]: x["data"]["values"][0]["at"] for x in names}
+    pixels = (figures.HEIGHT - 74) * (max(height.values()) - min(height.values()))  # the axis spans a little over 1
+    early = sorted(height[m] for m in ends if m != "whole")
+    assert height["whole"] == pytest.approx(1)
+    assert pixels > 2 * (figures.LABEL_GAP - 2)
+    assert np.diff(early).min() * (figures.HEIGHT - 74) > figures.LABEL_GAP - 2
+
+
 def test_names_are_escaped_in_drawings():
     [d] = drawings("adamp", [Figure("f", "t", "s", "x", "y")], [], [
         Series(name="s", method=sample.EVIL, seed=0, steps=[0, 1], values=[1, 2])

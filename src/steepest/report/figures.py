@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,8 @@ __all__ = ["bundle", "draw_run", "specification", "svg"]
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.1.json"
 HEIGHT, HEIGHT_SMALL = 400, 280
-LABEL_GAP = 16
+LABEL_GAP, LETTER = 16, 7.2
+USUAL_WIDTH = 620  # of the plot; the page decides it later
 FONT = 'Inter, "Helvetica Neue", Arial, sans-serif'
 
 Spec = dict[str, Any]
@@ -187,7 +188,7 @@ def _line_layers(f: Figure, lines: Sequence[Line], names: Sequence[str], labels:
     if labels is None:
         return layers, 12
     longest = max(len(line.method) for line in lines)
-    return layers + _labels(lines, xs, ys, f, labels), min(16 + round(7.2 * longest), 190)
+    return layers + _labels(lines, xs, ys, f, labels), min(16 + round(LETTER * longest), 190)
 
 
 ZOOM: list[Spec] = [
@@ -262,17 +263,28 @@ def _labels(
         share = 1 - pixel / inner
         return ys[0] * (ys[1] / ys[0]) ** share if log else ys[0] + share * (ys[1] - ys[0])
 
-    whole = [line for line in lines if _reaches(line, xs, log_x)]
-    placed = spread([pixel(float(line.median[-1])) for line in whole], LABEL_GAP, 0, inner)
-    at = {line.method: value(p) for line, p in zip(whole, placed)}
+    def share(step: float) -> float:
+        return math.log(step / xs[0]) / math.log(xs[1] / xs[0]) if log_x else (step - xs[0]) / (xs[1] - xs[0])
+
+    whole = {
+        line.method for line in lines if share(float(line.steps[-1])) > 0.9
+    }  # the others are named where they stop
+    ends = {line.method: pixel(float(line.median[-1])) for line in lines}
+    at = dict(zip(whole, spread([ends[name] for name in whole], LABEL_GAP, 0, inner)))
+    taken = [Box(USUAL_WIDTH, at[name], name) for name in whole]
+    for line in sorted(lines, key=lambda line: share(float(line.steps[-1]))):
+        if line.method not in at:
+            box = beside(Box(share(float(line.steps[-1])) * USUAL_WIDTH, ends[line.method], line.method), taken, inner)
+            taken.append(box)
+            at[line.method] = box.y
     return [
         {
             "name": "label",
-            "data": {"values": [{"step": float(line.steps[-1]), "at": at.get(line.method, _short(line.median[-1]))}]},
+            "data": {"values": [{"step": float(line.steps[-1]), "at": _short(value(at[line.method]))}]},
             "mark": {"type": "text", "align": "left", "dx": 10, "baseline": "middle", "clip": False}
             | {"fontSize": 13, "fontWeight": 600, "fill": f"var(--t{line.mark.slot})", "text": line.method},
             "encoding": {
-                "x": {"value": "width"} if line.method in at else STEP,
+                "x": {"value": "width"} if line.method in whole else STEP,
                 "y": {"field": "at", "type": "quantitative"},
                 "opacity": _unzoomed(),
             },
@@ -281,11 +293,30 @@ def _labels(
     ]
 
 
-def _reaches(line: Line, xs: tuple[float, float], log: bool) -> bool:
-    """Whether a line ends near the right edge; the name of one that stops before stands where it stops."""
-    end = float(line.steps[-1])
-    share = math.log(end / xs[0]) / math.log(xs[1] / xs[0]) if log else (end - xs[0]) / (xs[1] - xs[0])
-    return share > 0.9
+class Box(NamedTuple):
+    """Where a name begins, in pixels, and what it says."""
+
+    x: float
+    y: float
+    text: str
+
+    def meets(self, other: Box) -> bool:
+        left, right = sorted((self, other))
+        return abs(self.y - other.y) < LABEL_GAP - 1 and left.x + LETTER * len(left.text) + 4 > right.x
+
+
+def beside(box: Box, taken: Sequence[Box], high: float) -> Box:
+    """Move a name up or down to the nearest place between 0 and `high` that meets no other; where none is, leave it.
+
+    Examples
+    --------
+    >>> beside(Box(100, 50, "Adam"), [Box(110, 48, "SGD")], 300)
+    Box(x=100, y=66.0, text='Adam')
+    """
+    half = LABEL_GAP / 2
+    shifts = sorted((half * i for i in range(-int(high / half), int(high / half) + 1)), key=abs)
+    tried = (box._replace(y=box.y + shift) for shift in shifts)
+    return next((b for b in tried if 0 <= b.y <= high and not any(b.meets(t) for t in taken)), box)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
