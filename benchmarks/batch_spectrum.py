@@ -1,39 +1,50 @@
-"""Spectrum tools side by side: seconds and accuracy of largest eigenvalue, trace and density, and a rate from them."""
+"""Spectrum tools side by side: CPU seconds to a given accuracy of largest eigenvalue, trace, density; a rate from them.
+
+``python benchmarks/batch_spectrum.py FILE`` draws the curves of the tools, error against seconds.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from _rows import Row, alone, compared, fitted, interleaved, rows_of
+from _rows import Row, Seconds, alone, compared, fitted, interleaved, rows_of, threads
 from steepest.core.extras import installed
-from steepest.curvature import GGNOperator, HessianOperator, slq
+from steepest.curvature import GGNOperator, slq
 from steepest.landscape import BatchSpectrum
+from steepest.studies.batch_spectrum_tools import (
+    QUANTITIES,
+    Curve,
+    Quantity,
+    against,
+    as_arrays,
+    best_way,
+    draw_tools,
+    measure,
+    problem,
+    tools,
+)
 from steepest.studies.batch_spectrum_training import digits_data, digits_mlp, independent_batches, seeded
 
 STEPS = 30
+SEEDS = range(1, 11)
 LOSS = nn.CrossEntropyLoss()
+PEERS = {"curvlinops": "curvlinops", "pyhessian": "PyHessian"}
 
 
 def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
     """Measure every row; `progress` is told the share that is done."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers'
-        return rows_of([spectra, range_test, exponents], progress)
-
-
-def problem() -> tuple[nn.Module, Tensor, Tensor]:
-    """Give the digits network at a loss of about 0.26."""
-    data, model = digits_data(), seeded(digits_mlp, 0)
-    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 150, 64)
-    return model, data.X, data.y
+        return rows_of([spectra, accuracies, range_test, exponents], progress)
 
 
 def train(model: nn.Module, opt: torch.optim.Optimizer, steps: int, batch: int, seed: int = 0) -> float:
@@ -47,90 +58,55 @@ def train(model: nn.Module, opt: torch.optim.Optimizer, steps: int, batch: int, 
 
 
 def spectra() -> list[Row]:
-    """30 Lanczos steps from one probe on the Hessian of all digits: seconds, and errors against the dense matrix."""
-    model, X, y = problem()
-    dense = torch.linalg.eigvalsh(HessianOperator(model, LOSS, (X, y)).dense().double()).numpy()
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def ours() -> None:
-        s = slq(HessianOperator(model, LOSS, (X, y)), STEPS, 1, seed=0)
-        found["ours"] = s.nodes[0].numpy(), s.weights[0].numpy()
-
-    runs: dict[str, Callable[[], Any]] = {"ours": ours}
-    if installed("curvlinops"):
-        import curvlinops
-
-        params = list(model.parameters())
-
-        def theirs() -> None:
-            H = curvlinops.HessianLinearOperator(model, LOSS, params, [(X, y)], check_deterministic=False)
-            with torch.random.fork_rng([]):
-                torch.manual_seed(0)
-                nodes, weights = _fast_lanczos(H, dense.shape[0])
-            found["curvlinops"] = nodes, weights
-
-        runs["curvlinops"] = theirs
-    if installed("pyhessian"):
-        import pyhessian
-
-        def pyh() -> None:
-            with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng([]), _old_eig():
-                torch.manual_seed(0)
-                nodes, weights = pyhessian.hessian(model, LOSS, data=(X, y), cuda=False).density(iter=STEPS, n_v=1)
-            found["PyHessian"] = np.real(np.array(nodes[0])), np.real(np.array(weights[0]))
-
-        runs["PyHessian"] = pyh
-    interleaved(runs, 1)
-    seconds = interleaved(runs, 5)
-    rows = []
+    """30 Lanczos steps from one probe on the Hessian of all digits: CPU seconds."""
+    model, X, y, dense = problem()
+    ways = {name: tool for name, tool in tools(model, X, y)["density"].items() if name.endswith("one probe")}
+    found = measure(QUANTITIES[-1], ways, dense, SEEDS, budgets=(STEPS,))
+    seconds: Seconds = {name.split(",")[0]: list(curve.seconds[:, 0]) for name, curve in found.items()}
     what = f"spectrum of a Hessian with {len(dense)} parameters, {STEPS} steps, 1 probe"
-    for peer in ("curvlinops", "PyHessian"):
-        if peer in runs:
-            rows.append(compared(f"spectrum-{peer.lower()}", seconds, peer, "<= 0.5", what))
+    rows = []
+    for package, peer in PEERS.items():
+        if peer in seconds:
+            rows.append(compared(f"spectrum-{package}", seconds, peer, "<= 0.5", what, ours="steepest"))
         else:
-            rows.append(alone(f"spectrum-{peer.lower()}", np.median(seconds["ours"]), "s", None, f"{what} (no {peer})"))
-    for name, (nodes, weights) in found.items():
-        label = name.lower()
-        for key, value in errors(nodes, weights, dense).items():
-            rows.append(alone(f"{key}-{label}", value, "1", None, f"error of the {key}, {STEPS} products, {name}"))
+            rows.append(_without(f"spectrum-{package}", float(np.median(seconds["steepest"])), what, peer))
     return rows
 
 
-@contextlib.contextmanager
-def _old_eig() -> Iterator[None]:
-    """Give back `torch.eig`, which PyHessian 0.1 calls and torch has removed."""
-
-    def eig(T: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(T)
-        return torch.stack([values, torch.zeros_like(values)], 1), vectors
-
-    before, torch.eig = torch.eig, eig
-    try:
-        yield
-    finally:
-        torch.eig = before
+@cache
+def curves() -> dict[Quantity, dict[str, Curve]]:
+    """Errors and CPU seconds of all tools at all budgets."""
+    model, X, y, dense = problem()
+    ways = tools(model, X, y)
+    return {quantity: measure(quantity, ways[quantity.name], dense, SEEDS) for quantity in QUANTITIES}
 
 
-def _fast_lanczos(H: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    from curvlinops.papyan2020traces.spectrum import fast_lanczos
+def accuracies() -> list[Row]:
+    """CPU seconds to an error, the best way of each tool."""
+    rows = []
+    for quantity, found in curves().items():
+        ours, seconds = best_way(found, "steepest", quantity.target)
+        what = f"CPU time to {quantity.name} within {quantity.target:g}, {ours}: {_listed(found[ours])}"
+        for package, peer in PEERS.items():
+            name = f"{quantity.name.replace(' ', '-')}-{package}"
+            if not any(way.startswith(peer) for way in found):
+                rows.append(_without(name, seconds, what, peer))
+                continue
+            theirs, its_seconds = best_way(found, peer, quantity.target)
+            ratio, interval = against(found[ours], found[theirs], quantity.target)
+            text = f"{what}; {theirs} in {its_seconds:.3g} s: {_listed(found[theirs])}"
+            row = alone(name, seconds, "s", "<= 1", text)
+            rows.append(row | {"peer": peer, "ratio": ratio, "interval": interval})
+    return rows
 
-    values, vectors = fast_lanczos(H, STEPS)
-    return np.asarray(values), np.asarray(vectors)[0] ** 2
+
+def _without(name: str, seconds: float, what: str, peer: str) -> Row:
+    return alone(name, seconds, "s", None, f"{what} ({peer} is not installed)")
 
 
-def errors(nodes: np.ndarray, weights: np.ndarray, dense: np.ndarray) -> dict[str, float]:
-    """Relative errors of largest eigenvalue and trace; the density's distance is that of cumulative shares."""
-    weights = weights / weights.sum()
-    order = np.argsort(nodes)
-    grid = np.linspace(dense[0], dense[-1], 2000)
-    exact = np.searchsorted(dense, grid, side="right") / len(dense)
-    cumulative = np.concatenate([[0.0], np.cumsum(weights[order])])
-    shares = cumulative[np.searchsorted(nodes[order], grid, side="right")]
-    return {
-        "lambda-max": abs(nodes.max() / dense[-1] - 1),
-        "trace": abs(len(dense) * (weights @ nodes) / dense.sum() - 1),
-        "density": float(np.abs(shares - exact).mean()),
-    }
+def _listed(curve: Curve) -> str:
+    errors = np.median(curve.errors, 0)
+    return "error by products " + ", ".join(f"{m}: {error:.2g}" for m, error in zip(curve.budgets, errors))
 
 
 def range_test() -> list[Row]:
@@ -181,3 +157,15 @@ def exponents() -> list[Row]:
         times = [min(seconds[size]) for size in sizes]
         rows.append(fitted(f"exponent-{name}", sizes, times, "<= 1.1", f"exponent of a spectrum's time in {name}"))
     return rows
+
+
+if __name__ == "__main__":
+    from matplotlib.figure import Figure
+
+    from steepest.report.pictures import Ink
+
+    with threads(1):
+        kept = as_arrays({quantity.name: found for quantity, found in curves().items()})
+    picture = Figure(figsize=(12, 4), layout="constrained")
+    draw_tools(picture, kept, Ink("batch-spectrum", dark=False))
+    picture.savefig(sys.argv[1], dpi=110)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
         partial(_inner_step, "wide", (784, 1024, 1024, 10), 125),
         _outer_step,
         _gradients,
+        _memory,
         _growth_in_steps,
         _growth_in_rows,
         _growth_in_parameters,
@@ -118,6 +119,30 @@ def _gradients() -> list[Row]:
     peers = [digits.run(task, m, 1).gradients_to(digits.TARGET) for grid in digits.PEERS.values() for m in grid]
     what = "best peer of 16 settings over ours, gradients to a training loss of 0.05 on digits, one seed"
     return [alone("fewer gradients", min(peers) / ours, "x", ">= 2", what) | {"better": "higher"}]
+
+
+def _memory() -> list[Row]:
+    """What a step holds at its peak beyond a pass of the model: in copies of the parameters, and of the targets."""
+    rows = []
+    for of, widths, n in (("parameters", (784, 256, 256, 10), 50), ("targets", (4, 10), 50_000)):
+        model, x, _ = _problem(widths, n)
+        size = 4 * (sum(p.numel() for p in model.parameters()) if of == "parameters" else model(x).numel())
+        passes = _peak_bytes(_passes(widths, n, 1))
+        for name, inner in (("SGD", partial(torch.optim.SGD, lr=1e-3)), ("Armijo", "armijo"), ("L-BFGS", "lbfgs")):
+            copies = (_peak_bytes(_sso(widths, n, inner=inner, inner_steps=STEPS)) - passes) / size
+            what = f"peak of a step of ten inner steps beyond that of a pass, {'x'.join(map(str, widths))}, batch {n}"
+            rows.append(alone(f"memory, {of}, {name}", copies, f"x the {of}", None, what))
+    return rows
+
+
+def _peak_bytes(task: Callable[[], Any]) -> int:
+    """Largest number of bytes that a second call holds beyond what was there before it, from the allocator's log."""
+    task()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as log:
+        task()
+    changes = [e.nbytes() for e in sorted(log.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+               if e.name() == "[memory]"]  # fmt: skip
+    return max(accumulate(changes))
 
 
 def _growth_in_steps() -> list[Row]:

@@ -303,3 +303,14 @@ def test_a_lower_problem_that_is_not_convex_is_named():
     problem = BilevelProblem(lambda x, y, b: y.sum(), lambda x, y, b: -y.square().sum() + x.sum(), randn(2), randn(2))
     with pytest.raises(ValueError, match="lower must be strongly convex"):
         aid_cg(problem, **RATES)
+
+
+def test_aid_cg_stops_where_the_upper_gradient_overflows():
+    """Conjugate gradients once took an infinite right-hand side for solved, and the run drifted on."""
+    problem = BilevelProblem(
+        lambda x, y, batch: torch.cosh(4 * y).sum(), lambda x, y, batch: ((y - x) ** 2).sum() / 2,
+        torch.tensor([3.0]), torch.tensor([3.0]))  # fmt: skip
+    result = aid_cg(problem, lr_x=0.05, lr_y=1.0, maxiter=400)
+    assert not result.success
+    assert result.status == 2
+    assert result.nit < 5

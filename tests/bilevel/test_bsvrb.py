@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from steepest.bilevel import BilevelProblem, bsvrb, msvr_gamma
-from steepest.bilevel._bsvrb_blocks import Rule, _floored, _msvr, draw_blocks, update
+from steepest.bilevel._bsvrb_blocks import Rule, _msvr, draw_blocks, floored, update
 from steepest.bilevel._bsvrb_ray import SHARES, _join, _split
 from steepest.core.errors import SteepestWarning
 
@@ -227,14 +227,14 @@ def test_msvr_gamma_cancels_the_cross_term_over_all_draws():
 
 def test_hessians_are_projected_on_the_floor():
     R = randn(4, 3, 3)
-    H = _floored(R, 0.5)
+    H = floored(R, 0.5)
     values, Q = torch.linalg.eigh((R + R.mT) / 2)
     assert torch.allclose(H, Q @ torch.diag_embed(values.clamp(min=0.5)) @ Q.mT, atol=1e-12)
     above = R @ R.mT + torch.eye(3, dtype=F64)
-    assert torch.allclose(_floored(above, 0.5), above, atol=1e-12)
+    assert torch.allclose(floored(above, 0.5), above, atol=1e-12)
     steep = torch.diag(torch.tensor([1e8, 0.0, 0.0])).unsqueeze(0)  # float32 has no Cholesky factor with 1e-3
     Q = torch.linalg.qr(randn(3, 3, dtype=torch.float32)).Q
-    assert int(torch.linalg.cholesky_ex(_floored(Q @ steep @ Q.T, 1e-3)).info) == 0
+    assert int(torch.linalg.cholesky_ex(floored(Q @ steep @ Q.T, 1e-3)).info) == 0
 
 
 @pytest.mark.parametrize("variant", ["v1", "v2"])

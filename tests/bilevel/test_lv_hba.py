@@ -556,7 +556,7 @@ def test_bad_arguments_of_the_value_are_named():
 
 
 def test_a_value_that_is_not_reached_is_told(monkeypatch):
-    monkeypatch.setattr("steepest.bilevel._lv_hba.SADDLE_STEPS", 2)
+    monkeypatch.setattr("steepest.bilevel._lv_hba_value.SADDLE_STEPS", 2)
     problem = toy(2)
     with pytest.warns(ConvergenceWarning, match="was not solved"):
         proximal_lagrangian_value(problem, problem.x0, problem.y0, torch.ones(1, dtype=F64))

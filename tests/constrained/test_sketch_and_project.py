@@ -158,6 +158,49 @@ def test_sketches_grow_where_they_stall_and_end_in_an_exact_solve():
     assert fixed.steps == 500
 
 
+@pytest.mark.parametrize(
+    ("residuals", "size"),
+    [
+        ([0.9, 0.0], 4),  # no judgment before the fourth check
+        ([0.9, 0.8, 0.7, 0.6, 0.0], 8),
+        ([0.9, 0.8, 0.7, 0.5, 0.0], 4),
+        ([0.9, 0.8, 0.7, 0.5, 0.4, 0.4, 0.4, 0.26, 0.0], 8),
+        ([0.9, 0.8, 0.7, 0.5, 0.4, 0.4, 0.4, 0.25, 0.0], 4),
+    ],
+)
+def test_a_sketch_doubles_when_four_checks_did_not_halve_the_residual(residuals, size):
+    values = iter([1.0, *residuals])
+
+    class Told(Sketches):
+        def _residual(self):
+            return next(values)
+
+        def _period(self, count):
+            return iter(())
+
+    solver = Told(np.eye(16), np.ones(16), np.zeros(16), "gaussian", 4, np.random.default_rng(0), grow=True)
+    assert solver.run(0.0, 1)
+    assert solver.size == size
+
+
+def test_rows_are_paved_at_random_and_blocks_visited_in_random_orders():
+    def paved(seed):
+        A = sparse.csr_array(sparse.eye_array(64))
+        return Blocks(A, np.ones(64), np.zeros(64), 4, "none", np.random.default_rng(seed), grow=False)
+
+    first, other = (np.concatenate([k.rows for k in paved(seed).blocks]) for seed in (0, 1))
+    assert (first != np.arange(64)).any()
+    assert (first != other).any()
+    solver, seen = paved(0), []
+    for i, block in enumerate(solver.blocks):
+        block.project = lambda z, b, i=i: seen.append(i)
+    solver.run(0.0, 48)
+    passes = np.reshape(seen, (3, 16))
+    assert (np.sort(passes) == np.arange(16)).all()
+    assert (passes[0] != passes[1]).any()
+    assert (passes[0] != np.arange(16)).any()
+
+
 def test_an_exact_solve_of_a_singular_system_is_a_least_squares_one():
     A = np.diag([1.0, 2.0, 0.0])
     solver = Sketches(A, np.array([1.0, 1.0, 0.0]), np.zeros(3), "kaczmarz", 1, np.random.default_rng(0), grow=True)

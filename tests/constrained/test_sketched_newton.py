@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.optimize import BFGS, LinearConstraint, NonlinearConstraint, minimize
 from scipy.sparse.linalg import aslinearoperator
 
+from steepest.constrained import _kkt as kkt
 from steepest.constrained import _merit as formulas
 from steepest.constrained import sketched_newton
 from steepest.constrained._problem import Problem
@@ -63,6 +64,9 @@ def test_the_shift_is_there_where_the_reduced_hessian_is_not_positive():
         ).history["shift"]  # fmt: skip
 
     assert run(1.1e-6) == [0.0]
+    for form in (np.asarray, sparse.csr_array):  # what is negative on the row space alone does not matter
+        H, G = np.diag([1.0, 2.0, 3.0, -5.0]), np.array([[0.0, 0, 0, 1]])
+        assert formulas.reduced_smallest(form(H), form(G), 0) == pytest.approx(1.0, rel=1e-6)
     assert run(0.9e-6) == [pytest.approx(0.25 + 5.0)]
     assert run(-2.0) == [pytest.approx(0.25 + math.sqrt(29))]
 
@@ -74,10 +78,10 @@ def test_the_merit_gradient_by_finite_differences(name):
     problem = Problem(p.fun, x, (), p.jac, p.hess, None, p.constraints)
     lam, eta1, eta2 = np.linspace(-0.5, 0.8, p.m), 1.7, 0.3
     H = problem.hessian(x, lam)
-    gradient = formulas.merit_gradient(problem.point(x), lam, H, eta1, eta2)
+    gradient = formulas.merit_gradient(problem.point(problem.values(x)), lam, H, eta1, eta2)
 
     def value(w):
-        return formulas.merit(problem.point(w[: p.n]), w[p.n :], eta1, eta2)
+        return formulas.merit(problem.point(problem.values(w[: p.n])), w[p.n :], eta1, eta2)
 
     w, h = np.r_[x, lam], 1e-5
     differences = [(value(w + h * e) - value(w - h * e)) / (2 * h) for e in np.eye(len(w))]
@@ -98,8 +102,8 @@ def test_derivatives_that_are_missing_are_differenced(name):
         (p.constraints, p.jac, lambda x, v: p.hess(x) @ v, 1e-12),
     ):
         other = Problem(p.fun, x, (), jac, None, hessp, constraint)
-        np.testing.assert_allclose(other.point(x).G, exact.point(x).G, atol=1e-8)
-        np.testing.assert_allclose(other.point(x).g, exact.point(x).g, atol=1e-7)
+        np.testing.assert_allclose(other.point(other.values(x)).G, exact.point(exact.values(x)).G, atol=1e-8)
+        np.testing.assert_allclose(other.point(other.values(x)).g, exact.point(exact.values(x)).g, atol=1e-7)
         scale = np.abs(exact.hessian(x, lam)).max()
         np.testing.assert_allclose(other.hessian(x, lam), exact.hessian(x, lam), atol=tol * scale)
 
@@ -122,6 +126,27 @@ def test_singular_values_and_reduced_curvature_of_the_sparse_path_agree_with_the
     assert formulas.singular_values(twice, 0)[2]
     empty = sparse.csr_array(sparse.vstack([G, sparse.csr_array((1, 80))]))
     assert formulas.singular_values(empty, 0)[2]
+
+
+@pytest.mark.parametrize("as_sparse", [False, True])
+def test_scaling_both_sides_evens_out_rows_and_columns(as_sparse):
+    rng = np.random.default_rng(0)
+    B = np.diag(10.0 ** rng.uniform(-4, 4, 12))
+    G = rng.standard_normal((5, 12)) * 10.0 ** rng.uniform(-3, 3, (5, 1))
+    G[:, 11] = 0
+    B[11] = 0  # an empty row
+    if as_sparse:
+        B, G = sparse.csr_array(B), sparse.csr_array(G)
+    Gamma = kkt.kkt_matrix(B, G)
+    A, D = kkt.equilibrated(Gamma)
+    A, Gamma = (M.toarray() if as_sparse else M for M in (A, Gamma))
+    np.testing.assert_allclose(A, np.diag(D) @ Gamma @ np.diag(D), rtol=1e-12)
+    norms = np.linalg.norm(A, axis=1)
+    assert norms[11] == 0
+    assert np.delete(norms, 11).min() > 0.7
+    assert norms.max() < 1.4
+    before, after = (np.linalg.cond(np.delete(np.delete(M, 11, 0), 11, 1)) for M in (Gamma, A))
+    assert after < min(100, 1e-3 * before)
 
 
 # ------------------------------------------------------------------------------------------ promises of every iteration
@@ -154,6 +179,28 @@ def test_descent_armijo_and_accuracy_hold_at_every_step(name, sketch):
     check_history(r)
 
 
+@pytest.mark.parametrize("name", ["HS27", "HS7", "BYRDSPHR"])
+def test_the_step_is_the_longest_that_armijos_condition_takes_and_rejections_need_no_gradient(name):
+    p, xs, lams = TABLE[name], [np.asarray(TABLE[name].x0, dtype=float)], [np.zeros(TABLE[name].m)]
+
+    def watch(*, intermediate_result):
+        xs.append(intermediate_result.x)
+        lams.append(intermediate_result.lam)
+
+    r = solve(p, callback=watch, maxiter=25)
+    h = r.history
+    problem = Problem(p.fun, xs[0], (), p.jac, p.hess, None, p.constraints)
+    for k in (k for k in range(r.nit) if h["alpha"][k] < 1):
+        x, lam = (v[k] + 2 * (v[k + 1] - v[k]) for v in (xs, lams))  # twice the step
+        point = problem.point(problem.values(x))
+        value = formulas.merit(point, lam, h["eta1"][k], h["eta2"][k]) if point.finite else math.inf
+        bound = h["merit"][k] + 0.1 * 2 * h["alpha"][k] * h["slope"][k]
+        assert value > bound - 1e-9 * max(1, abs(bound))
+    rejected = r.nfev - 1 - r.nit
+    assert rejected == -sum(np.log2(h["alpha"]))
+    assert r.njev - 1 - r.nit < 0.7 * rejected
+
+
 def test_the_papers_accuracy():
     p = TABLE["HS78"]
     r = solve(p, accuracy="paper", maxiter=1, lam0=[0.1, 0.1, 0.1])
@@ -172,6 +219,20 @@ def test_the_papers_accuracy():
     assert solve(p, accuracy="paper").success
 
 
+def test_the_papers_bound_on_delta_above_its_floor():
+    r = sketched_newton(
+        lambda x: x @ x / 4, [3.0, 1.0], jac=lambda x: x / 2, hess=lambda x: np.eye(2) / 2, accuracy="paper", maxiter=1,
+        constraints=LinearConstraint([[0.9, 0.0]], 1, 1), xi_B=0.8, eta1=2.0, random_state=0,
+    )  # fmt: skip
+    h, Psi = r.history, 20 / (0.81 * 0.8)
+    assert (h["eta1"], h["eta2"], h["shift"]) == ([2.0], [0.1], [0.0])
+    assert h["delta"][0] == pytest.approx(0.4 * 0.1 / ((1 + 2 + 0.1) * Psi**2), rel=1e-12)  # Upsilon = 1
+    assert h["delta"][0] > 1e-6
+    changed = solve(TABLE["HS27"], accuracy="paper", maxiter=8).history
+    assert changed["eta2"][-1] < 0.1
+    assert min(changed["delta"]) == 1e-6  # its floor, after every update of the penalties
+
+
 def test_theta_may_fall_and_convergence_is_then_superlinear():
     rng = np.random.default_rng(0)
     n, m = 24, 8
@@ -188,6 +249,13 @@ def test_theta_may_fall_and_convergence_is_then_superlinear():
     assert ratios[-1] < 0.2 * ratios[0]
     kkt, residual = np.asarray(r.history["kkt"]), np.asarray(r.history["residual"])
     assert (kkt[1:] <= residual * kkt[:-1] + 1e-12).all()  # on a quadratic the KKT residual is r
+
+
+def test_no_more_is_asked_of_a_solve_than_rounding_lets_it_reach():
+    r = solve(TABLE["HS48"], theta=1e-30, grow=False, inner_maxiter=5000)
+    assert r.success, r.message
+    assert max(r.history["residual"]) <= 1e-14
+    assert max(r.history["exact_fallback"]) == 0
 
 
 def test_penalties_do_change_where_the_first_are_wrong():
@@ -335,12 +403,40 @@ def test_an_infeasible_problem_is_never_a_success():
     assert r.status in (2, 4, 5)
 
 
-def test_status_penalties(monkeypatch):
-    module = inspect.getmodule(sketched_newton)
-    monkeypatch.setattr(module, "merit_gradient", lambda p, lam, H, e1, e2: np.zeros(p.x.size + p.c.size))
-    r = solve(TABLE["HS78"])
+@pytest.mark.parametrize("as_matrix", [np.asarray, sparse.csr_array])
+def test_contradicting_equations_are_reported_as_dependent(as_matrix):
+    A = as_matrix(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]))
+    r = status_of(lambda x: x @ x, np.ones(3), LinearConstraint(A, [1, 2], [1, 2]))
+    assert r.status == 2
+
+
+def test_a_constraint_that_is_not_finite():
+    r = status_of(lambda x: x @ x, np.ones(2), {"type": "eq", "fun": lambda x: math.nan, "jac": lambda x: np.ones(2)})
+    assert r.status == 3
+
+    def gap(x):  # finite at the start alone
+        return x[0] - 3 if x[0] == 1 else math.nan
+
+    r = status_of(lambda x: x @ x, np.ones(2), {"type": "eq", "fun": gap, "jac": lambda x: np.array([1.0, 0])})
+    assert r.status == 3
+
+
+@pytest.mark.parametrize(
+    ("eta1", "updates"),
+    [(1.0, math.ceil(math.log(1e12) / math.log(1.5**2))), (1e-20, math.ceil(math.log(0.1 / 1e-14) / math.log(1.5)))],
+)
+def test_status_penalties(monkeypatch, eta1, updates):
+    module, tests = inspect.getmodule(sketched_newton), []
+
+    def no_descent(p, lam, H, e1, e2):
+        tests.append((e1, e2))
+        return np.zeros(p.x.size + p.c.size)
+
+    monkeypatch.setattr(module, "merit_gradient", no_descent)
+    r = solve(TABLE["HS78"], eta1=eta1)
     assert (r.status, r.nit) == (4, 0)
     assert "penalties" in r.message
+    assert len(tests) == updates  # until eta1 > 1e12 or eta2 < 1e-14
 
 
 def test_status_line_search():
@@ -378,6 +474,23 @@ def test_status_callback_and_what_callbacks_see():
         assert "callback" in r.message
         assert seen[-1].lam.shape == (2,)
         assert seen[-1].fun == r.fun
+
+
+def test_a_callback_may_overwrite_what_it_gets():
+    p = TABLE["HS77"]
+    plain = solve(p)
+
+    def spoil(*, intermediate_result):
+        intermediate_result.x[:] = 0
+        intermediate_result.lam[:] = 0
+
+    def spoil_position(xk):
+        xk[:] = 0
+
+    for callback in (spoil, spoil_position):
+        r = solve(p, callback=callback)
+        np.testing.assert_array_equal(r.x, plain.x)
+        np.testing.assert_array_equal(r.lam, plain.lam)
 
 
 # --------------------------------------------------------------------------------------------------- SciPy's convention
@@ -506,6 +619,12 @@ def test_no_global_stream_is_touched_and_a_seed_repeats():
         ({"hess": lambda x: np.ones((3, 3))}, r"hess must be a matrix of shape \(2, 2\)"),
         ({"hessp": lambda x, p: np.ones(5)}, "hessp must be a vector of 2 numbers"),
         ({"fun": lambda x: x}, "fun must be a scalar"),
+        ({"fun": lambda x: (x, x), "jac": True}, "fun must be a scalar"),
+        ({"fun": lambda x: x @ x, "jac": True}, r"fun must be a pair \(value, gradient\)"),
+        ({"fun": lambda x: (x @ x, np.ones(3)), "jac": True}, "jac must be a vector of 2 numbers"),
+        ({"constraints": NonlinearConstraint(lambda x: x @ x - 1, 0, 0, jac=lambda x: 2 * x[None],
+                                             hess=lambda x, v: np.eye(3))},
+         r"constraints must be a matrix of shape \(2, 2\)"),
         ({"acceleration": "momentum"}, "acceleration must be one of"),
         ({"inner_maxiter": 0}, "inner_maxiter must be"),
         ({"sketch_size": 0}, "sketch_size must be"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,15 @@ def test_cg_refuses_what_it_cannot_solve():
         cg(torch.full((2, 2), torch.nan), b)
     with pytest.raises(ValueError, match="rtol must be >= 0"):
         cg(torch.eye(2), b, rtol=-1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_cg_does_not_call_a_right_hand_side_solved_that_is_not_finite(value):
+    """It once gave back the start with info 0: no residual is larger than a limit of NaN or infinity."""
+    b = torch.tensor([1.0, value], dtype=torch.float64)
+    for x0 in (None, torch.ones(2, dtype=torch.float64)):
+        with pytest.raises(FloatingPointError, match="b or the first residual"):
+            cg(torch.eye(2, dtype=torch.float64), b, x0=x0)
 
 
 def test_cholesky_refinement_gains_digits():

@@ -19,6 +19,7 @@ from steepest.curvature import GGNOperator, HessianOperator, SpectralDensity, sl
 from steepest.landscape import (
     BatchSpectrum,
     LearningRate,
+    _batch_curvature,
     batch_extreme_eigenvalue,
     effective_batch,
     learning_rate_from_spectrum,
@@ -247,6 +248,21 @@ def test_unresolved_extremes_warn():
         BatchSpectrum(model, loss_fn, X, y, num_steps=2).measure(16, 1)
 
 
+def test_large_graphs_are_built_part_by_part(monkeypatch):
+    """A sample of the network 5-6-4 keeps its input, the hidden layer and the loss's log-probabilities, at least."""
+    model, loss_fn, X, y = problem()
+    whole = BatchSpectrum(model, loss_fn, X, y)
+    assert whole._part() == 4096
+    per_sample = whole._kept_bytes(2) - whole._kept_bytes(1)
+    assert per_sample >= 8 * (5 + 6 + 4)
+    assert whole._kept_bytes(9) - whole._kept_bytes(1) == 8 * per_sample
+    monkeypatch.setattr(_batch_curvature, "GRAPH_BYTES", 17 * per_sample + 3)
+    parts = BatchSpectrum(model, loss_fn, X, y)
+    assert parts._part() == 17
+    assert parts.measure(96, 1) == pytest.approx(whole.measure(96, 1), rel=1e-10)
+    assert parts._loss(X, y) == pytest.approx(whole._loss(X, y), rel=1e-12)
+
+
 def test_models_without_per_sample_products_say_so():
     class Branching(nn.Linear):
         def forward(self, x):
@@ -303,6 +319,7 @@ class Script:
         self.optimizer = optimizer([self.w]) if optimizer else torch.optim.SGD([self.w], lr=7.0, momentum=0.3)
         self.left, self.history = list(measured), []
         defaults = {"every": 1, "momentum": True, "safety": 1.0, "relative_floor": 1e-3, "ema": 0.0, "max_growth": 1.2}
+        defaults["warmup"] = 0
         self.steps = CurvatureSteps(
             self.optimizer, self.measure, self.history, **{**defaults, "callback": None, **options}
         )
@@ -365,6 +382,23 @@ def test_a_gradient_twice_as_long_has_the_curvature_measured_at_once():
     assert script.step(3.0) == pytest.approx(1.2)  # the cap counts from the rate before
     assert script.step(8.1) == pytest.approx(1.2)  # out of turn the rate may only fall
     assert not script.left
+
+
+def test_the_watch_remembers_two_periods():
+    script = Script([(1.0, 9.0), (1.0, 8.0), (1.0, 7.0), (4.0, 6.0)], every=2)
+    for gradient in (4.0, 1.0, 1.0, 3.0, 1.0):  # 3 is no more than twice the 4 of the period before
+        script.step(gradient)
+    assert len(script.left) == 1
+    assert script.step(6.1) == pytest.approx(0.25)  # 4 is forgotten, 3 is not
+    assert not script.left
+
+
+def test_the_rate_is_worked_up_to():
+    script = Script([(0.5, 9.0), (1.0, 8.0), (1.0, 8.0)], every=3, warmup=4)
+    assert [script.step() for _ in range(7)] == pytest.approx([0.5, 1.0, 1.5, 1.0, 1.0, 1.0, 1.0])
+    assert [r.lr for r in script.history] == pytest.approx([2.0, 1.0, 1.0])  # what it rises to
+    script = Script([(1.0, 9.0), (4.0, 9.0)], every=5, warmup=4)
+    assert [script.step(g) for g in (1.0, 2.1, 1.0, 1.0)] == pytest.approx([0.25, 0.125, 0.1875, 0.25])  # watched
 
 
 def test_adaptive_methods_follow_the_root_relative_to_their_own_rate():
@@ -599,6 +633,7 @@ def test_bad_data_and_order_are_named():
         (lambda p: torch.optim.SGD(p, lr=1.0), {"ema": 1.0}, "ema"),
         (lambda p: torch.optim.SGD(p, lr=1.0), {"max_growth": 0.9}, "max_growth"),
         (lambda p: torch.optim.SGD(p, lr=1.0), {"batch_size": 97}, "batch_size"),
+        (lambda p: torch.optim.SGD(p, lr=1.0), {"warmup": -1}, "warmup"),
     ],
 )
 def test_bad_attachments_are_named(optimizer, options, match):

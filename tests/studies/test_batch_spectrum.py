@@ -1,8 +1,6 @@
 """Tests of the batch-spectrum study: what it measures, and its helpers against closed forms."""
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from steepest.studies import batch_spectrum as study
 from steepest.studies import batch_spectrum_curvature as curvature
 from steepest.studies import batch_spectrum_learner as learner
 from steepest.studies import batch_spectrum_rates as rates
+from steepest.studies import batch_spectrum_tools as tools
 from steepest.studies.batch_spectrum_paper import PreActivation, vgg16
 from steepest.studies.batch_spectrum_training import (
     Grid,
@@ -24,8 +23,9 @@ from steepest.studies.batch_spectrum_training import (
     seeded,
     train_grid,
 )
-from steepest.studies.context import Context, Job, Unavailable
+from steepest.studies.context import Context, Job
 from steepest.studies.runner import run_study
+from tests.studies import check_study as check
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -83,6 +83,46 @@ def test_the_worst_prediction_leaves_out_calibration_and_large_batches():
     assert curvature._worst(moment, "measured") == pytest.approx(0.2)
 
 
+def test_seconds_are_those_of_the_first_budget_that_stays_within():
+    curve = tools.Curve((1, 2, 3, 4), np.array([[1.0, 2.0, 3.0, 4.0]] * 3), np.array([[0.1, 0.9, 0.1, 0.1]] * 3))
+    assert tools.seconds_to(curve, 0.2) == 3.0
+    assert tools.seconds_to(curve, 0.9) == 1.0
+    assert tools.seconds_to(curve, 0.05) == math.inf
+    late = tools.Curve((1,), np.array([[1.0]] * 3), np.array([[0.0], [0.1], [9.0]]))
+    assert tools.seconds_to(late, 0.1) == 1.0  # the median over seeds
+    twice = tools.Curve(curve.budgets, 2 * curve.seconds, curve.errors)
+    assert tools.against(curve, twice, 0.2) == (0.5, (0.5, 0.5))
+    assert tools.against(curve, twice, 0.05)[0] == 1.0  # neither gets there
+    assert tools.best_way({"a, x": twice, "a, y": curve, "b": late}, "a", 0.2) == ("a, y", 3.0)
+
+
+def test_errors_of_a_spectrum_are_zero_for_the_spectrum_itself():
+    dense = np.array([-1.0, 2.0, 3.0, 4.0])
+    largest, trace, density = tools.QUANTITIES
+    assert largest.error(4.2, dense) == pytest.approx(0.05)
+    assert trace.error(6.0, dense) == pytest.approx(0.25)
+    assert density.error((dense, np.full(4, 0.25)), dense) == pytest.approx(0)
+    assert density.error((dense + 0.5, np.full(4, 0.25)), dense) == pytest.approx(0.2)  # 0.5 of a mean of 2.5
+
+
+@pytest.mark.slow
+def test_every_tool_measures_the_same_hessian():
+    """An order small enough for Lanczos to finish: all ways but those by random probes agree with the dense matrix."""
+    g = torch.Generator().manual_seed(0)
+    X, y = torch.randn(60, 3, generator=g), torch.randint(4, (60,), generator=g)
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 4)), 0)  # 20 parameters
+    dense = np.linalg.eigvalsh(tools.HessianOperator(model, tools.LOSS, (X, y)).dense().numpy())
+    found = tools.tools(model, X, y)
+    before = torch.random.get_rng_state()
+    for quantity in tools.QUANTITIES:
+        curves = tools.measure(quantity, found[quantity.name], dense, [1, 2, 3], budgets=(18,))
+        for way, curve in curves.items():
+            limit = {"largest eigenvalue": 1e-2, "trace": 0.6, "density": 0.8}[quantity.name]
+            assert np.median(curve.errors) < limit, way
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_the_networks_of_the_paper_have_its_sizes():
     count = lambda model: sum(p.numel() for p in model.parameters()) / 1e6  # noqa: E731
     with torch.device("meta"):
@@ -91,20 +131,12 @@ def test_the_networks_of_the_paper_have_its_sizes():
         assert count(PreActivation(18, 1)) == pytest.approx(1.74, abs=0.05)
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    ctx = Context(study, Job("batch-spectrum", "tiny"))
-    study.run(ctx)
-    return ctx
-
-
 @pytest.mark.slow
-def test_tiny_run_reports_every_claim_but_the_papers_own(tiny):
-    for claim in study.CLAIMS:
-        if claim.scales != "paper":
-            value, _, reason = tiny._measured[claim.id]
-            assert value is not None, (claim.id, reason)
-    assert {figure.series for figure in study.FIGURES} <= {s.name for s in tiny.series_log}
+def test_tiny_run_reports_every_claim_but_the_papers_own():
+    tiny = check.run_tiny(study)
+    check.check_measured(study, tiny, unless=("within",))  # twelve products reach few of the tools' errors
+    check.check_logged(study, tiny)
+    check.check_pictures(study, tiny)
     assert tiny.best_peer.peer == "best of 36 cells of SGD"
     assert len(learner.CELLS) == 36
 
@@ -116,23 +148,14 @@ def test_the_papers_code_runs_for_a_step():
     assert all("test the code" in c.reason for c in record.claims if c.scales == "paper")
 
 
+def test_the_papers_tasks_are_named():
+    with pytest.raises(ValueError, match="task"):
+        study.run(Context(study, Job("batch-spectrum", "paper", options={"task": "svhn"}, max_steps=1)))
+
+
 def test_the_papers_scale_says_what_is_missing():
-    if torch.cuda.is_available():
-        pytest.skip("here it would train for hours")
-    with pytest.raises(Unavailable, match="CUDA"):
-        study.run(Context(study, Job("batch-spectrum", "paper")))
+    check.check_refuses_without_accelerator(study)
 
 
 def test_the_snippet_and_the_page_run():
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
-    page = Path(__file__).parents[2] / "docs" / "methods" / "batch-spectrum.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    namespace: dict = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT
+    check.check_texts(study)

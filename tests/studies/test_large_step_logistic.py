@@ -1,11 +1,8 @@
 """Tests of the study of large steps and of what it measures with."""
 
 import math
-import re
 import types
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 
@@ -16,6 +13,7 @@ from steepest.studies import large_step_logistic_problems as problems
 from steepest.studies import large_step_logistic_speed as speed
 from steepest.studies.context import Context, Job, Unavailable
 from steepest.studies.runner import run_study
+from tests.studies import check_study as check
 
 # ------------------------------------------------------------------------------------------------------------ problems
 
@@ -85,19 +83,13 @@ def test_the_smallest_budget_is_the_smallest():
 
 @pytest.fixture(scope="module")
 def tiny():
-    ctx = Context(study, Job("large-step-logistic", "tiny"))
-    study.run(ctx)
-    return ctx
+    return check.run_tiny(study)
 
 
-def test_tiny_run_reports_every_claim_but_the_papers_own(tiny):
-    for claim in study.CLAIMS:
-        if claim.scales != "paper":
-            value, _, reason = tiny._measured[claim.id]
-            assert value is not None, (claim.id, reason)
-            assert math.isfinite(value), claim.id
-    assert {figure.series for figure in study.FIGURES} <= {s.name for s in tiny.series_log}
-    assert {picture.arrays for picture in study.PICTURES} <= set(tiny.arrays_log)
+def test_tiny_run_reports_every_claim_and_draws(tiny):
+    check.check_measured(study, tiny)
+    check.check_logged(study, tiny)
+    check.check_pictures(study, tiny)
     assert tiny.best_peer.peer in speed.PEER_MODELS
 
 
@@ -114,26 +106,6 @@ def test_what_does_not_depend_on_size_holds_at_tiny(tiny):
     assert value["bound"] == 0
     assert 0 < value["bound-share"] <= 1
     assert value["report-true"] == 1
-
-
-def test_pictures_can_be_drawn(tiny):
-    from matplotlib.figure import Figure
-
-    ink = types.SimpleNamespace(
-        text="k",
-        muted="0.5",
-        line="0.8",
-        background="w",
-        color=lambda name: "C0",
-        categories=[f"C{i}" for i in range(8)],
-        sequential=matplotlib.colormaps["viridis"],
-        diverging=matplotlib.colormaps["RdBu"],
-        dark=False,
-    )
-    for picture in study.PICTURES:
-        figure = Figure(figsize=picture.size)
-        picture.draw(figure, tiny.arrays_log[picture.arrays], ink)
-        assert figure.axes
 
 
 def test_a_wrong_estimator_is_noticed(monkeypatch):
@@ -236,15 +208,4 @@ def test_two_classes_of_at_most_five_thousand():
 
 
 def test_the_snippet_and_the_page_run():
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
-    page = Path(__file__).parents[2] / "docs" / "methods" / "large-step-logistic.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    namespace: dict = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT
+    check.check_texts(study)

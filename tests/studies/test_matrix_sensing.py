@@ -1,17 +1,16 @@
 """Tests of the matrix-sensing study: tails, compressed measurements, transcribed peers, and a tiny run."""
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from steepest.landscape import factored_descent
+from steepest.report.pictures import Ink
 from steepest.studies import matrix_sensing as study
 from steepest.studies import matrix_sensing_peers as peers
 from steepest.studies import matrix_sensing_rates as rates
-from steepest.studies.context import Context, Job
+from tests.studies import check_study as check
 
 # --------------------------------------------------------------------------------------------------------------- exact
 
@@ -102,21 +101,15 @@ def test_the_convex_program_agrees(small):
 
 @pytest.fixture(scope="module")
 def tiny():
-    ctx = Context(study, Job("matrix-sensing", "tiny"))
-    study.run(ctx)
-    return ctx
+    return check.run_tiny(study)
 
 
 @pytest.mark.slow
-def test_tiny_run_reports_every_claim(tiny):
-    for claim in study.CLAIMS:
-        value, _, reason = tiny._measured[claim.id]
-        assert value is not None, (claim.id, reason)
-    assert {figure.series for figure in study.FIGURES} <= {s.name for s in tiny.series_log}
-    for figure in study.FIGURES:
-        drawn = {s.method for s in tiny.series_log if s.name == figure.series}
-        if figure.id != "two-factors":  # whose scales are others at tiny
-            assert set(figure.methods) <= drawn, figure.id
+def test_tiny_run_reports_every_claim_and_draws(tiny):
+    check.check_measured(study, tiny)
+    check.check_logged(study, tiny)
+    if "photograph" in tiny.arrays_log:
+        check.check_pictures(study, tiny)
     assert tiny.best_peer is not None
 
 
@@ -130,32 +123,16 @@ def test_what_does_not_depend_on_size_holds_even_at_tiny(tiny):
 
 
 @pytest.mark.slow
-def test_the_picture_can_be_drawn(tiny):
+def test_the_picture_says_every_error(tiny):
     matplotlib = pytest.importorskip("matplotlib.figure")
     if "photograph" not in tiny.arrays_log:
         pytest.skip("no Pillow")
-
-    class Ink:
-        text = muted = line = "#333333"
-        background = "#ffffff"
-
     figure = matplotlib.Figure()
-    study.PICTURES[0].draw(figure, tiny.arrays_log["photograph"], Ink())
+    study.PICTURES[0].draw(figure, tiny.arrays_log["photograph"], Ink("matrix-sensing", True))
     titles = [ax.get_title() for ax in figure.axes]
     assert len(titles) == 6
     assert all("error" in title for title in titles[1:2] + titles[3:])
 
 
 def test_the_snippet_and_the_page_run():
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
-    page = Path(__file__).parents[2] / "docs" / "methods" / "matrix-sensing.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    namespace: dict = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT
+    check.check_texts(study)

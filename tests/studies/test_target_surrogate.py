@@ -1,8 +1,6 @@
 """Tests of the study of SSO: peers, experts and counts by hand, a tiny run, the paper's code for a few steps."""
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from steepest.studies import target_surrogate_paper as paper
 from steepest.studies import target_surrogate_theory as theory
 from steepest.studies.context import Context, Job, Unavailable
 from steepest.studies.runner import run_study
+from tests.studies import check_study as check
 
 # ------------------------------------------------------------------------------------------------------------ by hand
 
@@ -124,17 +123,13 @@ def test_experts_of_mujoco_are_read(tmp_path):
 
 @pytest.mark.slow
 def test_tiny_run_reports_every_claim_but_the_papers_own():
-    ctx = Context(study, Job("target-surrogate", "tiny"))
-    study.run(ctx)
-    for claim in study.CLAIMS:
-        if claim.scales != "paper":
-            value, _, reason = ctx._measured[claim.id]
-            assert value is not None or "gymnasium" in reason, claim.id
+    ctx = check.run_tiny(study)
+    arriving = {c.id for c in study.CLAIMS if c.id.startswith("delay") or c.id == "gradients"}
+    check.check_measured(study, ctx, unless=["gymnasium"], infinite=arriving)
     assert ctx._measured["bound-majorizes"][0] == 0
     assert ctx._measured["bound-monotone"][0] == 0
     assert ctx.best_peer.peer in digits.PEERS
-    if installed("gymnasium"):
-        assert {figure.series for figure in study.FIGURES} <= {s.name for s in ctx.series_log}
+    check.check_logged(study, ctx, missing=() if installed("gymnasium") else ("pendulum", "cartpole"))
     at = {s.method: np.array(s.values) for s in ctx.series_log if s.name == "bound"}
     np.testing.assert_allclose(at["surrogate, KL"], at["loss"], rtol=1e-10)
     assert (at["surrogate, Euclidean"] >= at["loss"] - 1e-12).all()
@@ -160,15 +155,4 @@ def test_the_papers_scale_says_what_is_missing():
 
 
 def test_the_snippet_and_the_page_run():
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
-    page = Path(__file__).parents[2] / "docs" / "methods" / "target-surrogate.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    names: dict = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), names)
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT
+    check.check_texts(study)

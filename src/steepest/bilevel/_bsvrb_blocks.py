@@ -10,8 +10,21 @@ from torch import Tensor
 
 from steepest.bilevel._oracles import Oracles
 from steepest.bilevel.problem import BilevelProblem
+from steepest.curvature.autodiff import backward
 
-__all__ = ["Blocks", "Rule", "Share", "Updated", "draw_blocks", "solve_blocks", "update"]
+__all__ = [
+    "BlockOracles",
+    "Blocks",
+    "Rule",
+    "Share",
+    "Updated",
+    "draw_blocks",
+    "floored",
+    "into_ball",
+    "measure",
+    "solve_blocks",
+    "update",
+]
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Blocks:
         n = t - self.since[blocks]
         move = self.rule.lr_v * self.u[blocks]
         before = _moved_in_ball(self.v[blocks], move, (n - 1).clamp(min=0), self.rule.v_bound)
-        now = torch.where((n > 0).unsqueeze(1), _into_ball(before - move, self.rule.v_bound), before)
+        now = torch.where((n > 0).unsqueeze(1), into_ball(before - move, self.rule.v_bound), before)
         return now, before
 
     def H_at(self, blocks: Tensor) -> tuple[Tensor, Tensor]:  # (I, p, p), (I, p, p)
@@ -121,30 +134,68 @@ class Updated:
 
 def update(problem: BilevelProblem, rule: Rule, share: Share) -> Updated:
     """Measure a share at the current and the previous point, on the same batches, and fold it into its estimators."""
-    oracles = Oracles(problem)
-    G, q_s, q_e = _measure(oracles, rule, share, share.x, share.y, share.aid)
+    oracles = BlockOracles(problem)
+    batches = share.upper_batch, share.lower_batch, share.blocks
+    G, q_s, q_e = measure(oracles, rule.variant, share.x, share.y, share.aid, *batches)
     G_old, q_s_old, q_e_old = G, q_s, q_e
     if share.t > 0:
-        G_old, q_s_old, q_e_old = _measure(oracles, rule, share, share.x_old, share.y_old, share.aid_old)
+        G_old, q_s_old, q_e_old = measure(oracles, rule.variant, share.x_old, share.y_old, share.aid_old, *batches)
     s = _msvr(rule, share.s, q_s, q_s_old, share.first)
     e = _msvr(rule, share.e, q_e, q_e_old, share.first)
     if rule.variant == "v1":
-        e = _floored(e, rule.hessian_floor)
+        e = floored(e, rule.hessian_floor)
     return Updated(G, G_old, s, e, oracles.counts)
 
 
-def _measure(
-    oracles: Oracles, rule: Rule, share: Share, x: Tensor, y: Tensor, aid: Tensor
+def measure(
+    oracles: BlockOracles,
+    variant: str,
+    x: Tensor,
+    y: Tensor,
+    aid: Tensor,
+    upper_batch: Any,
+    lower_batch: Any,
+    blocks: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give G, the gradient of the lower objectives, and d2g_i/dy2 (v1) or (d2g_i/dy2) v_i - grad_y f_i (v2)."""
-    upper, lower, blocks = share.upper_batch, share.lower_batch, share.blocks
-    dF_dx, dF_dy = oracles.upper_grad(x, y, upper, blocks)
-    dg_dy = oracles.lower_grad_y(x, y, lower, blocks)
-    if rule.variant == "v1":
-        Jw = oracles.jvp(x, y, solve_blocks(aid, dF_dy), lower, blocks)
-        return dF_dx - Jw, dg_dy, oracles.hessian(x, y, lower, blocks)
-    Hv, Jv = oracles.products(x, y, aid, lower, blocks)
-    return dF_dx - Jv, dg_dy, Hv - dF_dy
+    dF_dx, dF_dy = oracles.upper_grad(x, y, upper_batch, blocks)
+    dense = variant == "v1"
+    w = solve_blocks(aid, dF_dy) if dense else aid
+    dg_dy, curvature, Jw = oracles.lower_derivatives(x, y, w, lower_batch, blocks, dense=dense)
+    return dF_dx - Jw, dg_dy, curvature if dense else curvature - dF_dy
+
+
+class BlockOracles(Oracles):
+    """Oracles that take all derivatives of the lower objectives from one graph."""
+
+    def lower_derivatives(
+        self, x: Tensor, y: Tensor, w: Tensor, batch: Any, blocks: Tensor, *, dense: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give rows grad_y g_i, d2g_i/dy2 (`dense`) or rows (d2g_i/dy2) w_i, and the mean of (d2g_i/dxdy) w_i."""
+        for name in ("lower_grad", "jvp", "hessian" if dense else "hvp"):
+            self.counts[name] += 1
+        x, y = (part.detach().requires_grad_() for part in (x, y))
+        n, p = y.shape
+        g: Tensor | None = None
+        with torch.enable_grad():
+            value = self._lower(x, y, batch, blocks)
+            if value.requires_grad:
+                (g,) = backward(value, (y,), create_graph=True)
+        H: Tensor | None = None
+        Hw: Tensor | None = None
+        Jw: Tensor | None = None
+        if g is not None and g.requires_grad:
+            if dense:
+                basis = torch.eye(p, dtype=y.dtype, device=y.device).unsqueeze(1).expand(p, n, p)
+                (H,) = backward(g, (y,), basis, is_grads_batched=True, retain_graph=True)
+                (Jw,) = backward(g, (x,), w)
+            else:
+                Hw, Jw = backward(g, (y, x), w)
+        g = torch.zeros_like(y) if g is None else g.detach()
+        Jw = torch.zeros_like(x) if Jw is None else Jw / n
+        if dense:
+            return g, y.new_zeros(n, p, p) if H is None else H.movedim(0, -1), Jw
+        return g, torch.zeros_like(y) if Hw is None else Hw, Jw
 
 
 def _msvr(rule: Rule, e: Tensor, q: Tensor, q_old: Tensor, first: Tensor) -> Tensor:
@@ -153,14 +204,24 @@ def _msvr(rule: Rule, e: Tensor, q: Tensor, q_old: Tensor, first: Tensor) -> Ten
     return torch.where(first.view(-1, *[1] * (q.ndim - 1)), q, new)
 
 
-def _floored(H: Tensor, floor: float) -> Tensor:
-    """Project each matrix on ``{H = H^T, H >= floor I}``; the floor is never below what a Cholesky factor can bear."""
+def floored(H: Tensor, floor: float) -> Tensor:
+    """Project each matrix on ``{H = H^T, H >= floor I}``; the floor is never below what a Cholesky factor can bear.
+
+    A matrix that has a Cholesky factor with twice that floor taken off is its own projection: eigenvalues are found for
+    the others alone.
+    """
     if not bool(torch.isfinite(H).all()):
         raise FloatingPointError("an estimate of the Hessian is not finite")
-    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
-    smallest = len(H[0]) * torch.finfo(H.dtype).eps * values.abs().amax(-1, keepdim=True)
+    H, rounding = (H + H.mT) / 2, H.shape[-1] * torch.finfo(H.dtype).eps
+    lowest = (rounding * H.abs().sum(-1).amax(-1)).clamp(min=floor)
+    low = torch.linalg.cholesky_ex(H - torch.diag_embed(2 * lowest.unsqueeze(-1).expand(H.shape[:-1]))).info > 0
+    if not bool(low.any()):
+        return H
+    values, vectors = torch.linalg.eigh(H[low])
+    smallest = rounding * values.abs().amax(-1, keepdim=True)
     values = torch.maximum(values, smallest.clamp(min=floor))
-    return (vectors * values.unsqueeze(-2)) @ vectors.mT
+    H[low] = (vectors * values.unsqueeze(-2)) @ vectors.mT
+    return H
 
 
 def solve_blocks(H: Tensor, b: Tensor) -> Tensor:  # (I, p)
@@ -171,7 +232,7 @@ def solve_blocks(H: Tensor, b: Tensor) -> Tensor:  # (I, p)
     return torch.cholesky_solve(b.unsqueeze(-1), L).squeeze(-1)
 
 
-def _into_ball(v: Tensor, radius: float) -> Tensor:
+def into_ball(v: Tensor, radius: float) -> Tensor:
     return v * (radius / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp(min=radius))
 
 
@@ -185,7 +246,7 @@ def _moved_in_ball(v: Tensor, move: Tensor, n: Tensor, radius: float) -> Tensor:
     if bool(out.any()):
         w, move, n = v[out], move[out], n[out]
         for k in range(int(n.max())):
-            w = torch.where((k < n).unsqueeze(1), _into_ball(w - move, radius), w)
+            w = torch.where((k < n).unsqueeze(1), into_ball(w - move, radius), w)
         end[out] = w
     return end
 

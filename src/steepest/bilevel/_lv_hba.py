@@ -39,20 +39,26 @@ import torch
 from torch import Tensor
 
 from steepest.bilevel._loop import iterate
-from steepest.bilevel._lower import minimize_lower_on_set
+from steepest.bilevel._lv_hba_value import LIMITS as VALUE_LIMITS
+from steepest.bilevel._lv_hba_value import (
+    SADDLE_TOL,
+    check_finite,
+    check_problem,
+    multiplier_projection,
+    norm,
+    proximal_lagrangian_value,
+    start_in,
+)
 from steepest.bilevel._oracles import Oracles
 from steepest.bilevel.problem import BilevelProblem, BilevelResult
 from steepest.core.errors import (
-    ConvergenceWarning,
     SteepestWarning,
     check,
     interval,
-    kind_error,
     nonnegative,
     one_of,
     optional,
     positive,
-    value_error,
 )
 
 __all__ = ["lv_hba", "proximal_lagrangian_value"]
@@ -61,9 +67,7 @@ LIMITS = {
     "alpha": positive(),
     "beta": positive(),
     "eta": optional(positive()),
-    "gamma1": positive(),
-    "gamma2": positive(),
-    "r": positive(),
+    **VALUE_LIMITS,
     "c": positive(),
     "power": interval(0, 0.5, low_open=True, high_open=True),
     "pair": one_of("jacobi", "gauss-seidel"),
@@ -71,8 +75,6 @@ LIMITS = {
     "tol": nonnegative(),
 }
 POWER_ITERATIONS = 20
-SADDLE_TOL = 1e-8
-SADDLE_STEPS = 20_000
 TIME_CONSTANTS = 20  # of the pair, below which a run is told to be too short
 BOUND_SHIFT = 1e-6
 BOUND_GAP = 1e-1
@@ -181,16 +183,16 @@ def lv_hba(
     >>> round(result.x.item(), 3), round(result.y.item(), 3), result.counts["hvp"]
     (1.0, 1.0, 0)
     """
-    _check_problem(problem)
+    check_problem(problem)
     options = locals()
     for name, limit in LIMITS.items():
         check(name, options[name], limit)
     oracles = Oracles(problem)
     x, y = oracles.project_joint(problem.pack_x(problem.x0), problem.pack_y(problem.y0))
-    in_Z = _multiplier_projection(problem, oracles.constraint_value(x, y), r)
-    theta = y if theta0 is None else _finite_start("theta0", problem.pack_y(theta0, "theta0"))
-    lam = in_Z(torch.zeros_like(in_Z.high)) if lam0 is None else _start_in("lam0", lam0, in_Z)
-    z = lam if z0 is None else _start_in("z0", z0, in_Z)
+    in_Z = multiplier_projection(problem, oracles.constraint_value(x, y), r)
+    theta = y if theta0 is None else check_finite("theta0", problem.pack_y(theta0, "theta0"))
+    lam = in_Z(torch.zeros_like(in_Z.high)) if lam0 is None else start_in("lam0", lam0, in_Z)
+    z = lam if z0 is None else start_in("z0", z0, in_Z)
     safe = _largest_eta(oracles.constraint_norm(x, y), gamma1, gamma2, pair)
     if eta is None:
         eta = min(0.9 * safe, 1 / (_curvature(oracles, x, y) + 1 / gamma1), gamma2)
@@ -224,7 +226,7 @@ def lv_hba(
         x, y = oracles.project_joint(s.x - alpha * d_x, s.y - alpha * d_y)
         z = in_Z(s.z + beta * (lam - s.z) / gamma2)
 
-        moved = math.hypot(_norm(x - s.x), _norm(y - s.y)) / alpha
+        moved = math.hypot(norm(x - s.x), norm(y - s.y)) / alpha
         violation = in_Z.violation(oracles.constraint_value(x, y))
         return _State(s.k + 1, x, y, theta, lam, z), {"residual": moved, "violation": violation}
 
@@ -250,147 +252,6 @@ def lv_hba(
     return result
 
 
-def proximal_lagrangian_value(
-    problem: BilevelProblem,
-    x: Any,
-    y: Any,
-    z: Tensor,
-    *,
-    gamma1: float = 10.0,
-    gamma2: float = 10.0,
-    r: float = 1000.0,
-    tol: float = SADDLE_TOL,
-) -> tuple[float, Any, Tensor]:
-    """Compute v(x, y, z) and its saddle point, on the full data.
-
-    The best lam is known for every theta, ``P_Z(z + gamma2 g(x, theta))``; what is left is strongly convex in theta and
-    is minimized over Y by accelerated projected gradients.
-
-    Parameters
-    ----------
-    problem : BilevelProblem
-        With a constraint.
-    x, y : Tensor or dict
-        In the form of x0 and y0; need not lie in C.
-    z : Tensor (p,)
-    gamma1, gamma2, r : float
-        As in `lv_hba`.
-    tol : float
-        On the norm of the projected gradient step over its length, relative to ``1 + |grad_y f| + |J_y g' lam|`` at y;
-        theta is then right to about gamma1 times that, the value to half its square over gamma1. Not below 64 units of
-        rounding.
-
-    Returns
-    -------
-    value : float
-    theta
-        In the form of y0.
-    lam : Tensor (p,)
-        With them the gradients of v are ``grad_x f + J_x g' lam`` at theta, ``(y - theta) / gamma1`` and
-        ``(lam - z) / gamma2``.
-
-    Raises
-    ------
-    ValueError, TypeError
-        An argument outside its limits, a problem without a constraint, a z of another shape or dtype.
-    FloatingPointError
-        The lower objective or its gradient is not finite.
-
-    Warns
-    -----
-    ConvergenceWarning
-        `tol` was not met within 20 000 steps.
-
-    Examples
-    --------
-    >>> one = torch.ones(1, 1, dtype=torch.float64)
-    >>> problem = BilevelProblem(  # theta^2 / 2 under theta = 1
-    ...     lambda x, y, batch: y.sum(), lambda x, y, batch: (y**2).sum() / 2, one[0], one[0],
-    ...     affine=(0 * one, one, -one[0]), equality=True)
-    >>> value, theta, lam = proximal_lagrangian_value(problem, one[0], one[0], -one[0])
-    >>> round(value, 6), round(theta.item(), 6), round(lam.item(), 6)  # z is the multiplier: nothing is gained
-    (0.5, 1.0, -1.0)
-    """
-    _check_problem(problem)
-    for name, value in {"gamma1": gamma1, "gamma2": gamma2, "r": r}.items():
-        check(name, value, LIMITS[name])
-    check("tol", tol, positive())
-    at, y = _finite_start("x", problem.pack_x(x)), _finite_start("y", problem.pack_y(y))
-    oracles = Oracles(problem)
-    g = oracles.constraint_value(at, y)
-    in_Z = _multiplier_projection(problem, g, r)
-    _check_multipliers("z", z, g)
-    onto_y = oracles.set_projections()[1]
-
-    def lagrangian(x: Tensor, theta: Tensor, batch: Any) -> Tensor:
-        g = _rows(problem, x, theta)
-        lam = in_Z(z + gamma2 * g.detach())  # the maximizer, whose own derivative does not matter
-        prox = (theta - y).square().sum() / (2 * gamma1) - (lam - z).square().sum() / (2 * gamma2)
-        return _lower(problem, x, theta) + lam @ g + prox
-
-    smooth = BilevelProblem(lagrangian, lagrangian, at, y, project_y=onto_y or (lambda theta: theta))
-    pull = oracles.constraint_vjp(at, y, in_Z(z + gamma2 * g))[1]
-    scale = 1 + _norm(oracles.lower_grad_y(at, y)) + _norm(pull)
-    limit = max(tol, 64 * torch.finfo(y.dtype).eps) * scale
-    theta, info = minimize_lower_on_set(Oracles(smooth), at, y, tol=limit, maxiter=SADDLE_STEPS)
-    if info:
-        warnings.warn(
-            f"v was not solved to tol = {tol:g} within {info} steps; raise tol, lower gamma1 or gamma2, or scale the "
-            "rows of the constraint to norm 1",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-    with torch.no_grad():
-        found = float(lagrangian(at, theta, None))
-        return found, problem.unpack_y(theta), in_Z(z + gamma2 * oracles.constraint_value(at, theta))
-
-
-# ------------------------------------------------------------------------------------------------------------ the box Z
-
-
-@dataclass(frozen=True)
-class _MultiplierProjection:
-    """Projection on Z, and how far g is from what its rows want."""
-
-    equality: Tensor  # (p,)
-    high: Tensor  # (p,)
-
-    def __call__(self, lam: Tensor) -> Tensor:
-        return torch.clamp(lam, torch.where(self.equality, -self.high, torch.zeros_like(self.high)), self.high)
-
-    def violation(self, g: Tensor) -> float:
-        return float(torch.where(self.equality, g.abs(), g.clamp(min=0)).max()) if len(g) else 0.0
-
-
-def _multiplier_projection(problem: BilevelProblem, g: Tensor, r: float) -> _MultiplierProjection:
-    equality = problem.equality_mask(len(g))
-    if len(equality) != len(g):
-        raise value_error("equality", f"of shape ({len(g)},), as the constraint is", tuple(equality.shape))
-    return _MultiplierProjection(equality, torch.full_like(g, r))
-
-
-def _check_multipliers(name: str, lam: Any, like: Tensor) -> None:
-    if not isinstance(lam, Tensor):
-        raise kind_error(name, f"a tensor of shape ({len(like)},)", lam)
-    if lam.shape != like.shape or lam.dtype != like.dtype or lam.device != like.device:
-        raise value_error(name, f"of shape ({len(like)},) and dtype {like.dtype} on {like.device}", lam)
-    _finite_start(name, lam)
-
-
-def _start_in(name: str, lam: Any, in_Z: _MultiplierProjection) -> Tensor:
-    _check_multipliers(name, lam, in_Z.high)
-    found: Tensor = lam.detach()
-    if not torch.equal(in_Z(found), found):
-        raise value_error(name, "within [0, r], for equalities [-r, r]", lam)
-    return found
-
-
-def _finite_start(name: str, start: Tensor) -> Tensor:
-    if not bool(torch.isfinite(start).all()):
-        raise value_error(name, "finite", start if start.numel() == 1 else "values that are not")
-    return start
-
-
 # ----------------------------------------------------------------------------------------------------------- step sizes
 
 
@@ -402,12 +263,12 @@ def _largest_eta(s: float, gamma1: float, gamma2: float, pair: str) -> float:
 
 def _curvature(oracles: Oracles, x: Tensor, y: Tensor) -> float:
     """Estimate the largest curvature of f in y by power iterations on differences of its gradient."""
-    g, length = oracles.lower_grad_y(x, y), torch.finfo(y.dtype).eps ** 0.5 * (1 + _norm(y))
+    g, length = oracles.lower_grad_y(x, y), torch.finfo(y.dtype).eps ** 0.5 * (1 + norm(y))
     v = torch.randn(y.shape, generator=torch.Generator(y.device).manual_seed(0), dtype=y.dtype, device=y.device)
-    estimate = _norm(v)
+    estimate = norm(v)
     for _ in range(POWER_ITERATIONS):
         v = (oracles.lower_grad_y(x, y + (length / estimate) * v) - g) / length
-        estimate = _norm(v)
+        estimate = norm(v)
         if not 0 < estimate < math.inf:
             break
     return estimate
@@ -434,29 +295,3 @@ def _share_on_bounds(problem: BilevelProblem, x: Any) -> float:
     shift = BOUND_SHIFT * (1 + at.abs())
     held = (project(at + shift) - at < shift / 2) | (project(at - shift) - at > -shift / 2)
     return float(held.double().mean())
-
-
-def _lower(problem: BilevelProblem, x: Tensor, theta: Tensor) -> Tensor:
-    """Evaluate f on flat vectors with its graph; with blocks the sum over them."""
-    blocks = () if problem.n_blocks is None else (problem.all_blocks,)
-    return problem.lower(problem.unpack_x(x), problem.unpack_y(theta), None, *blocks).sum()
-
-
-def _rows(problem: BilevelProblem, x: Tensor, theta: Tensor) -> Tensor:
-    """Evaluate g on flat vectors with its graph."""
-    if problem.affine is not None:
-        A, B, c = problem.affine
-        return A @ x + B @ theta + c
-    assert problem.constraint is not None
-    return problem.constraint(problem.unpack_x(x), problem.unpack_y(theta))
-
-
-def _check_problem(problem: Any) -> None:
-    if not isinstance(problem, BilevelProblem):
-        raise kind_error("problem", "a BilevelProblem", problem)
-    if not problem.is_constrained:
-        raise value_error("constraint", "given, or affine", None, "without one use bo_rep or a baseline")
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))

@@ -18,7 +18,15 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 from steepest.constrained._problem import Matrix, Point
 from steepest.curvature import extreme_eigenvalues
 
-__all__ = ["frobenius", "lagrangian_gradient", "merit", "merit_gradient", "reduced_smallest", "singular_values"]
+__all__ = [
+    "frobenius",
+    "lagrangian_gradient",
+    "merit",
+    "merit_floor",
+    "merit_gradient",
+    "reduced_smallest",
+    "singular_values",
+]
 
 Vector = NDArray[np.float64]
 
@@ -27,9 +35,14 @@ def lagrangian_gradient(p: Point, lam: Vector) -> Vector:
     return p.g + p.G.T @ lam
 
 
+def merit_floor(f: float, c: Vector, lam: Vector, eta1: float) -> float:
+    """M without its last term, which is not negative: a lower bound that needs no derivatives."""
+    return float(f + lam @ c + eta1 / 2 * (c @ c))
+
+
 def merit(p: Point, lam: Vector, eta1: float, eta2: float) -> float:
     gL = lagrangian_gradient(p, lam)
-    return float(p.f + lam @ p.c + eta1 / 2 * (p.c @ p.c) + eta2 / 2 * (gL @ gL))
+    return merit_floor(p.f, p.c, lam, eta1) + float(eta2 / 2 * (gL @ gL))
 
 
 def merit_gradient(p: Point, lam: Vector, H: Matrix, eta1: float, eta2: float) -> Vector:  # (n + m,)

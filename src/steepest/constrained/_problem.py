@@ -18,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from steepest.core.errors import kind_error, value_error
 
-__all__ = ["Point", "Problem"]
+__all__ = ["Point", "Problem", "Values"]
 
 Vector = NDArray[np.float64]
 Matrix = Any  # a dense array (p, q) or a sparse matrix in CSR
@@ -26,6 +26,16 @@ Residual = Callable[[Vector], Vector]
 
 FIRST = float(np.finfo(float).eps) ** (1 / 3)  # step of a central difference, relative to max(1, |x|)
 SECOND = float(np.finfo(float).eps) ** (1 / 4)  # where what is differenced is a difference itself
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values at x, before any derivative is asked for."""
+
+    x: Vector  # (n,)
+    f: float
+    c: Vector  # (m,)
+    g: Vector | None  # (n,), where `fun` returns the gradient as well
 
 
 @dataclass(frozen=True)
@@ -76,10 +86,14 @@ class Problem:
         if self.m > self.n:
             raise value_error("constraints", f"at most n = {self.n} equalities", self.m)
 
-    def point(self, x: Vector) -> Point:
-        """Evaluate f, its gradient, c and its Jacobian."""
-        f, g = self._value_and_gradient(x)
-        return Point(x, f, g, np.concatenate([p.value(x) for p in self._parts]), self._jacobian(x))
+    def values(self, x: Vector) -> Values:
+        """Evaluate f and c."""
+        f, g = self._value_and_gradient(x) if self._jac is True else (self._value(x), None)
+        return Values(x, f, np.concatenate([p.value(x) for p in self._parts]), g)
+
+    def point(self, at: Values) -> Point:
+        """Evaluate the gradient of f and the Jacobian of c as well."""
+        return Point(at.x, at.f, self._gradient(at.x) if at.g is None else at.g, at.c, self._jacobian(at.x))
 
     def hessian(self, x: Vector, lam: Vector) -> Matrix:  # (n, n)
         """Hessian of the Lagrangian ``f + lam' c``."""
@@ -95,17 +109,15 @@ class Problem:
 
     def _value(self, x: Vector) -> float:
         self.nfev += 1
-        value = np.asarray(self._fun(x.copy(), *self._args))
-        if value.size != 1:
-            raise value_error("fun", "a scalar", value)
-        return float(value.reshape(()))
+        return _scalar(self._fun(x.copy(), *self._args), "fun")
 
     def _value_and_gradient(self, x: Vector) -> tuple[float, Vector]:
-        if self._jac is True:
-            self.nfev, self.njev = self.nfev + 1, self.njev + 1
-            f, g = self._fun(x.copy(), *self._args)
-            return float(np.asarray(f).reshape(())), _vector(g, self.n, "jac")
-        return self._value(x), self._gradient(x)
+        """What a `fun` with ``jac=True`` returns."""
+        self.nfev, self.njev = self.nfev + 1, self.njev + 1
+        pair = self._fun(x.copy(), *self._args)
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise value_error("fun", "a pair (value, gradient), as jac=True says", pair)
+        return _scalar(pair[0], "fun"), _vector(pair[1], self.n, "jac")
 
     def _gradient(self, x: Vector) -> Vector:
         if self._jac is True:
@@ -233,6 +245,13 @@ def as_matrix(A: Any, shape: tuple[int, int], name: str) -> Matrix:
     if found.shape != shape:
         raise value_error(name, f"a matrix of shape {shape}", A)
     return found
+
+
+def _scalar(v: Any, name: str) -> float:
+    found = np.asarray(v, dtype=float)
+    if found.size != 1:
+        raise value_error(name, "a scalar", found)
+    return float(found.reshape(()))
 
 
 def _vector(v: Any, size: int, name: str) -> Vector:

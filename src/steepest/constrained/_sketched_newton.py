@@ -38,10 +38,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from steepest.constrained._kkt import alike, equilibrated, kkt_matrix, solve
 from steepest.constrained._merit import (
     frobenius,
     lagrangian_gradient,
     merit,
+    merit_floor,
     merit_gradient,
     reduced_smallest,
     singular_values,
@@ -245,7 +247,7 @@ def sketched_newton(
     if len(lam) != problem.m:
         raise value_error("lam0", f"of shape ({problem.m},)", lam)
     rng = numpy_generator(random_state, name="random_state")
-    run = _Run(problem, problem.point(x), lam, theta, rng, **settings)
+    run = _Run(problem, problem.point(problem.values(x)), lam, theta, rng, **settings)
     return run.result(callback)
 
 
@@ -309,7 +311,7 @@ class _Run:
         H = self.problem.hessian(p.x, lam)
         if not np.isfinite(H.data if sparse.issparse(H) else H).all():
             return self._stop(Status.NONFINITE)
-        H, G = _alike(H, p.G)
+        H, G = alike(H, p.G)
         sigma_min, _, dependent = self._singular_values(G)
         if dependent:
             return self._stop(Status.RANK)
@@ -317,12 +319,11 @@ class _Run:
 
         b = -np.concatenate([lagrangian_gradient(p, lam), p.c])
         norm_b = float(np.linalg.norm(b))
-        Gamma = _kkt_matrix(B, G)
-        scale = _row_norms(Gamma)
+        Gamma = kkt_matrix(B, G)
+        A, D = equilibrated(Gamma)
         solver = make_solver(
-            _scaled(Gamma, scale), b / scale, np.zeros(len(b)), self.sketch, self.sketch_size, self.acceleration,
-            self.rng, grow=self.grow,
-        )  # fmt: skip
+            A, D * b, np.zeros(len(b)), self.sketch, self.sketch_size, self.acceleration, self.rng, grow=self.grow
+        )
         theta, factor = self._theta(), 1.0
         Psi = 20 * max(frobenius(B) ** 2, 1) / (min(sigma_min**2, 1) * min(self.xi_B, 1))
         Upsilon = max(frobenius(G), frobenius(H), 1)
@@ -333,7 +334,7 @@ class _Run:
         while True:
             target = max(theta * self.delta / factor, ROUNDING) * norm_b
             try:
-                residual = _solve(solver, Gamma, b, scale, target, self.inner_maxiter)
+                residual = solve(solver, Gamma, b, D, target, self.inner_maxiter)
             except RuntimeError:  # the sparse factorization met a pivot of zero
                 return self._stop(Status.RANK)
             if residual > target and not solver.exact:
@@ -341,7 +342,7 @@ class _Run:
                     Status.MAXITER,
                     "The sketches of one iteration ran out; raise inner_maxiter or sketch_size.",
                 )
-            z = solver.z
+            z = D * solver.z
             slope = float(merit_gradient(p, lam, H, self.eta1, self.eta2) @ z)
             if slope <= -self.eta2 / 2 * norm_b**2:
                 break
@@ -358,10 +359,14 @@ class _Run:
         slack = rounding if -self.armijo * slope <= 10 * rounding else 0.0
         alpha, any_finite = 1.0, False
         while True:
-            trial, trial_lam = self.problem.point(p.x + alpha * z[:n]), lam + alpha * z[n:]
-            after = merit(trial, trial_lam, self.eta1, self.eta2) if trial.finite else math.nan
+            values, trial_lam = self.problem.values(p.x + alpha * z[:n]), lam + alpha * z[n:]
+            bound = before + self.armijo * alpha * slope + slack
+            after = merit_floor(values.f, values.c, trial_lam, self.eta1)
+            if after <= bound:  # otherwise rejected without derivatives
+                trial = self.problem.point(values)
+                after = merit(trial, trial_lam, self.eta1, self.eta2) if trial.finite else math.nan
             any_finite = any_finite or math.isfinite(after)
-            if after <= before + self.armijo * alpha * slope + slack:
+            if after <= bound:
                 break
             alpha /= 2
             if alpha < ALPHA_MIN:
@@ -443,38 +448,3 @@ def _vector(name: str, value: Any) -> Vector:
     if not np.isfinite(found).all():
         raise value_error(name, "finite", value)
     return found
-
-
-def _alike(H: Matrix, G: Matrix) -> tuple[Matrix, Matrix]:
-    """Make both sparse where one is."""
-    if sparse.issparse(H) or sparse.issparse(G):
-        return sparse.csr_array(H), sparse.csr_array(G)
-    return H, G
-
-
-def _kkt_matrix(B: Matrix, G: Matrix) -> Matrix:  # (n + m, n + m)
-    if sparse.issparse(B):
-        return sparse.csr_array(sparse.block_array([[B, G.T], [G, None]]))
-    return np.block([[B, G.T], [G, np.zeros((len(G), len(G)))]])
-
-
-def _row_norms(A: Matrix) -> Vector:
-    squares = np.asarray(A.power(2).sum(axis=1)).ravel() if sparse.issparse(A) else np.einsum("ij,ij->i", A, A)
-    norms = np.sqrt(squares)
-    return np.where(norms > 0, norms, 1.0)
-
-
-def _scaled(A: Matrix, scale: Vector) -> Matrix:
-    return sparse.csr_array(sparse.diags_array(1 / scale) @ A) if sparse.issparse(A) else A / scale[:, None]
-
-
-def _solve(solver: Any, Gamma: Matrix, b: Vector, scale: Vector, target: float, budget: int) -> float:
-    """Sketch until the residual of the unscaled system is at most `target`; return it.
-
-    The scaled residual that the solver watches is another norm: its own target is tightened where it was too lax.
-    """
-    residual = float(np.linalg.norm(Gamma @ solver.z - b))
-    while residual > target and not solver.exact and solver.steps < budget:
-        solver.run(min(0.9 * solver.residual * target / residual, solver.residual), budget)
-        residual = float(np.linalg.norm(Gamma @ solver.z - b))
-    return residual

@@ -76,7 +76,7 @@ def cg(
     ValueError
         Shapes that do not fit, or an `A` found not to be positive definite.
     FloatingPointError
-        A product with `A` is not finite.
+        `b`, the first residual or a product with `A` is not finite.
 
     Examples
     --------
@@ -97,7 +97,10 @@ def cg(
 
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - _apply(A, x)
-    limit = (rtol * torch.linalg.vector_norm(b, dim=0)).clamp(min=atol)
+    norm = torch.linalg.vector_norm(b, dim=0)
+    if not bool(torch.isfinite(norm + torch.linalg.vector_norm(r, dim=0)).all()):
+        raise FloatingPointError("b or the first residual is not finite")
+    limit = (rtol * norm).clamp(min=atol)
     zero = b.new_zeros(())
     p: Tensor = torch.zeros_like(b)
     rho_old = torch.ones_like(limit)

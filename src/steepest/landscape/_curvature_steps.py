@@ -16,6 +16,10 @@ Three things keep this from running away (ours; what each is worth is measured b
   gradient twice as long as any since the last update but one has the curvature measured at once, and the rate may only
   fall. The next update's growth counts from the rate before.
 
+The first rate may be worked up to: over the first `warmup` steps t = 1, 2, ... the groups get ``t / warmup`` of it.
+Where curvature rises at once, a first step at full length throws the network into a sharp region, and as the rate
+follows the curvature it stays there.
+
 A measurement out of turn replaces the last record of the history. Paper: granziol2022learning (the learner).
 """
 
@@ -72,6 +76,7 @@ class CurvatureSteps:
         relative_floor: float,
         ema: float,
         max_growth: float,
+        warmup: int,
         callback: Callable[[LearningRate], Any] | None,
     ) -> None:
         check("every", every, positive(integer=True))
@@ -80,6 +85,7 @@ class CurvatureSteps:
         check("relative_floor", relative_floor, FLOOR)
         check("ema", ema, interval(0, 1, high_open=True))
         check("max_growth", max_growth, at_least(1))
+        check("warmup", warmup, at_least(0, integer=True))
         if callback is not None and not callable(callback):
             raise kind_error("callback", "None or a callable", callback)
         if not isinstance(optimizer, Optimizer):
@@ -87,7 +93,7 @@ class CurvatureSteps:
         self.adaptive = _is_adaptive(optimizer, momentum)
         self.optimizer, self.measure, self.history, self.callback = optimizer, measure, history, callback
         self.every, self.momentum, self.safety, self.relative_floor = every, momentum, safety, relative_floor
-        self.ema, self.max_growth = ema, max_growth
+        self.ema, self.max_growth, self.warmup = ema, max_growth, warmup
         self.own: list[tuple[float, float | None]] = []  # rate and momentum of every group before the first update
         self.n_steps = 0
         self.loss = math.nan  # at the last update that was believed
@@ -116,6 +122,8 @@ class CurvatureSteps:
             self._update(self._second_look)
         elif alarm:
             self._update(self._out_of_turn)
+        elif self.n_steps <= self.warmup:
+            self._apply(self.history[-1])
 
     def _gradient_length(self) -> float:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -128,12 +136,16 @@ class CurvatureSteps:
         if decide != self._scheduled:
             self.history.pop()
         self.history.append(found)
-        for group, (own, _) in zip(self.optimizer.param_groups, self.own, strict=True):
-            _set(group, "lr", found.lr * own / self.own[0][0] if self.adaptive else found.lr)
-            if not self.adaptive:
-                group["momentum"] = found.momentum
+        self._apply(found)
         if self.callback is not None:
             self.callback(found)
+
+    def _apply(self, found: LearningRate) -> None:
+        lr = found.lr * min(1.0, self.n_steps / self.warmup) if self.warmup else found.lr
+        for group, (own, _) in zip(self.optimizer.param_groups, self.own):  # later groups wait for the next update
+            _set(group, "lr", lr * own / self.own[0][0] if self.adaptive else lr)
+            if not self.adaptive:
+                group["momentum"] = found.momentum
 
     def _scheduled(self, measured: Measured) -> LearningRate:
         if not self.history:

@@ -17,7 +17,8 @@ Three ways to the noise:
 
 Paper: granziol2022learning.
 Notation: B batch size, N = `num_data`, P parameters, lambda = `lambda_max_` or `lambda_min_`, H_i curvature of sample
-i, noise = P sigma^2. The formulas are in `_learning_rates`, the learner behind `attach` in `_curvature_steps`.
+i, noise = P sigma^2. The formulas are in `_learning_rates`, measurements in `_batch_curvature`, the learner behind
+`attach` in `_curvature_steps`.
 Departures: (1) the formula is solved for the noise in either regime, ``b (lambda_B / 2)^2`` where the extreme of the
 calibration batches exceeds ``2 lambda``. (2) Per-sample curvature of networks is far from independent entries
 ("frobenius" is low by orders of magnitude), so that "measured" is the default. (3) The two ends of a Hessian have each
@@ -27,24 +28,20 @@ own excess by the same formula.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steepest.core.distributed import all_reduce_sum, group_rank, group_size
-from steepest.core.errors import SteepestWarning, at_least, check, interval, kind_error, one_of, optional, value_error
-from steepest.core.random import child_seeds, fresh_seed, torch_generator
-from steepest.curvature import CurvatureOperator, GGNOperator, HessianOperator, SpectralDensity, lanczos, slq
-from steepest.curvature.autodiff import model_output, select_parameters
+from steepest.core.distributed import group_rank
+from steepest.core.errors import at_least, check, interval, optional, value_error
+from steepest.curvature import SpectralDensity, lanczos, slq
+from steepest.curvature.autodiff import select_parameters
 from steepest.curvature.losses import LossFn
-from steepest.curvature.vectors import probes
+from steepest.landscape._batch_curvature import LOWER, UPPER, BatchCurvature, warn_unresolved
 from steepest.landscape._curvature_steps import CurvatureSteps, Measured
 from steepest.landscape._learning_rates import (
     NO_CURVATURE,
@@ -58,8 +55,7 @@ from steepest.landscape._learning_rates import (
     saturation_batch,
     scale_learning_rate,
 )
-from steepest.landscape._sample_noise import squared_deviation
-from steepest.landscape._training import lightning_callback, measuring, trainer_callback, unwrap_model
+from steepest.landscape._training import lightning_callback, trainer_callback
 
 __all__ = [
     "BatchSpectrum",
@@ -71,16 +67,8 @@ __all__ = [
     "scale_learning_rate",
 ]
 
-LOWER, UPPER = 0, -1  # ends of a spectrum
-OPERATORS: dict[str, Any] = {"ggn": GGNOperator, "hessian": HessianOperator}
-NOISES = ("measured", "directional", "frobenius")
-STREAMED = 4096  # samples whose graph is kept between products; beyond, it is rebuilt batch by batch
-RESOLVED = 0.05  # residual of an extreme Ritz value, relative to it, above which it is called unresolved
-DROWNED = 1e-5  # relative excess of a batch's extreme below which it is rounding
-NOISE_PROBES = 8  # random directions for the Frobenius norm
 
-
-class BatchSpectrum:
+class BatchSpectrum(BatchCurvature):
     """Extreme curvature of a model's loss as a function of the batch size, and learning rates from it.
 
     Parameters
@@ -134,6 +122,7 @@ class BatchSpectrum:
 
     Examples
     --------
+    >>> import torch
     >>> g = torch.Generator().manual_seed(0)
     >>> X = torch.randn(512, 5, generator=g)
     >>> model = torch.nn.Linear(5, 1, bias=False)
@@ -160,23 +149,12 @@ class BatchSpectrum:
         num_probes: int = 1,
         seed: int | None = 0,
     ) -> None:
-        check("curvature", curvature, one_of(*OPERATORS))
-        check("noise", noise, one_of(*NOISES))
-        for name, value in (("repeats", repeats), ("num_steps", num_steps), ("num_probes", num_probes)):
-            check(name, value, at_least(1, integer=True))
-        for name, data in (("X", X), ("y", y)):
-            if not isinstance(data, Tensor) or data.ndim == 0:
-                raise kind_error(name, "a tensor with samples along its first axis", data)
-        if len(X) == 0 or len(y) != len(X):
-            raise value_error("X and y", "of the same length, not empty", [len(X), len(y)])
-        self._group = model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else None
-        self.model, self.loss_fn, self.X, self.y = unwrap_model(model), loss_fn, X, y
-        self.curvature, self.noise, self.repeats = curvature, noise, repeats
-        self.num_steps, self.num_probes = num_steps, num_probes
+        super().__init__(
+            model, loss_fn, X, y, curvature=curvature, repeats=repeats, noise=noise, num_steps=num_steps, seed=seed
+        )
+        check("num_probes", num_probes, at_least(1, integer=True))
+        self.num_probes = num_probes
         self._noisy_ends = (UPPER, LOWER) if curvature == "hessian" else (UPPER,)
-        self.seed = fresh_seed() if seed is None else seed
-        child_seeds(self.seed, 1)  # checks it
-        self.n_samples = int(self._total(float(len(X))))
         check("num_data", num_data, optional(at_least(self.n_samples, integer=True)))
         self.num_data = self.n_samples if num_data is None else int(num_data)
         self.batch_sizes = tuple(batch_sizes)
@@ -205,13 +183,13 @@ class BatchSpectrum:
             check("batch_sizes", size, interval(1, self.n_samples, high_open=True, integer=True))
         with self._quiet():
             A = self._operator(self.X, self.y)
-            spectrum = slq(A, self.num_steps, self.num_probes, seed=self.seed)
+            spectrum = slq(A, self.num_steps, self.num_probes, check_symmetric=False, seed=self.seed)
             vectors = lanczos(A, self.num_steps, check_symmetric=False, seed=self.seed).ritz_pairs()[1]
             means = {B: self.measure_ends(B).mean(0) for B in self.batch_sizes}
             frobenius = self._frobenius_noise(A)
-            directional = {end: self._directional_noise(A, vectors[:, end]) for end in self._noisy_ends}
+            directional = {end: self._deviation(A, vectors[:, end]) for end in self._noisy_ends}
         extremes = spectrum.extreme()
-        _warn_unresolved(float(spectrum.residuals.reshape(-1)[spectrum.nodes.argmax()]), extremes[1])
+        warn_unresolved(float(spectrum.residuals.reshape(-1)[spectrum.nodes.argmax()]), extremes[1])
         estimates = {
             end: {
                 "measured": self._measured_noise(extremes[end], {B: float(mean[end]) for B, mean in means.items()}),
@@ -243,33 +221,6 @@ class BatchSpectrum:
         ndarray of shape (repeats,)
         """
         return self.measure_ends(batch_size, repeats)[:, UPPER]
-
-    def measure_ends(self, batch_size: int, repeats: int | None = None) -> NDArray[np.float64]:
-        """Smallest and largest eigenvalues of the same batches as in `measure`.
-
-        Returns
-        -------
-        ndarray of shape (repeats, 2)
-        """
-        check("batch_size", batch_size, interval(1, self.n_samples, integer=True))
-        repeats = self.repeats if repeats is None else repeats
-        check("repeats", repeats, at_least(1, integer=True))
-        starts = np.random.default_rng([self.seed, batch_size]).integers(2**62, size=repeats)
-        batches = np.random.default_rng([self.seed, batch_size, 1 + group_rank(self._group)])
-        ends, worst = np.empty((repeats, 2)), (0.0, 1.0)
-        with self._quiet():
-            for k, start in enumerate(starts):
-                found = lanczos(
-                    self._operator(*self._draw(batch_size, batches)),
-                    self.num_steps,
-                    check_symmetric=False,
-                    seed=int(start),
-                )
-                ritz = found.ritz_values()
-                ends[k] = float(ritz[0]), float(ritz[-1])
-                worst = max(worst, (float(found.residuals()[-1]), ends[k, 1]), key=lambda pair: pair[0] / abs(pair[1]))
-        _warn_unresolved(*worst)
-        return ends
 
     def spectral_density(self) -> SpectralDensity:
         """Return `spectrum_`.
@@ -361,6 +312,7 @@ class BatchSpectrum:
         relative_floor: float = 1e-3,
         ema: float = 0.0,
         max_growth: float = 1.2,
+        warmup: int = 0,
         callback: Callable[[LearningRate], Any] | None = None,
     ) -> BatchSpectrum:
         """Let the curvature set learning rate and momentum of an optimizer, before its first step and every k steps.
@@ -388,6 +340,9 @@ class BatchSpectrum:
             In [0, 1): weight of the old logarithms of both extremes; 0 is off.
         max_growth : float
             Largest factor by which the rate grows in an update.
+        warmup : int
+            Steps at the start over which the rate rises linearly to what the curvature gives; 0: none. With 20 a
+            `safety` of 0.2 trains convolutional networks that the defaults train slowly (ours).
         callback : callable (LearningRate) -> None, optional
             Called after every update.
 
@@ -430,6 +385,7 @@ class BatchSpectrum:
             relative_floor=relative_floor,
             ema=ema,
             max_growth=max_growth,
+            warmup=warmup,
             callback=callback,
         )
         return self
@@ -468,96 +424,3 @@ class BatchSpectrum:
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError("this BatchSpectrum is not fitted yet: call fit() first")
-
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Evaluation mode, and the global random state as it was."""
-        devices = [self.X.device] if self.X.device.type == "cuda" else []
-        with measuring(self.model), torch.random.fork_rng(devices):
-            yield
-
-    def _operator(self, X: Tensor, y: Tensor, params: Iterable[Tensor] | None = None) -> CurvatureOperator:
-        data = (X, y) if len(X) <= STREAMED else list(zip(X.split(STREAMED), y.split(STREAMED), strict=True))
-        operator: CurvatureOperator = OPERATORS[self.curvature](
-            self.model, self.loss_fn, data, params=params, process_group=self._group, deterministic=False
-        )
-        return operator
-
-    def _draw(self, batch_size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a batch, this rank's share of it."""
-        n_ranks = group_size(self._group)
-        if batch_size < n_ranks:
-            raise value_error("batch_size", f">= {n_ranks}, the number of ranks", batch_size)
-        share = batch_size // n_ranks + (group_rank(self._group) < batch_size % n_ranks)
-        index = torch.from_numpy(rng.choice(len(self.X), share, replace=False)).to(self.X.device)
-        return self.X[index], self.y[index.to(self.y.device)]
-
-    def _loss(self, X: Tensor, y: Tensor) -> float:
-        with torch.no_grad():
-            parts = zip(X.split(STREAMED), y.split(STREAMED))
-            total = sum(len(x) * float(self.loss_fn(model_output(self.model, x), target)) for x, target in parts)
-        return self._total(total) / self._total(float(len(X)))
-
-    def _total(self, value: float) -> float:
-        """Sum a number over the ranks."""
-        shared = torch.tensor([value], dtype=torch.float64, device=self.X.device)
-        all_reduce_sum([shared], self._group)
-        return float(shared)
-
-    # ----------------------------------------------------------------------------------------------------- the noise
-
-    def _measured_noise(self, lam: float, means: dict[int, float]) -> float:
-        """Solve the formula for the noise at every calibration size; the geometric mean of those that show any."""
-        sign, found = -1.0 if lam < 0 else 1.0, []
-        for B, lam_B in means.items():
-            b, excess = effective_batch(B, self.n_samples), sign * (lam_B - lam)
-            if excess > DROWNED * abs(lam):
-                hidden = sign * lam_B > 2 * abs(lam)
-                found.append(b * lam_B**2 / 4 if hidden else excess * b * abs(lam))
-            else:
-                warnings.warn(
-                    f"the extremes of batches of {B} ({lam_B:.4g}) do not exceed the full data's ({lam:.4g}): no noise "
-                    "is seen; calibrate at smaller batch_sizes",
-                    SteepestWarning,
-                    stacklevel=3,
-                )
-        return float(np.exp(np.mean(np.log(found)))) if found else 0.0
-
-    def _directional_noise(self, A: Any, u: Tensor) -> float:
-        return self._deviation(A, u)
-
-    def _frobenius_noise(self, A: Any) -> float:
-        z = probes(
-            A.shape[0],
-            NOISE_PROBES,
-            distribution="rademacher",
-            generator=torch_generator(self.seed, A.device),
-            dtype=A.dtype,
-            device=A.device,
-        )
-        return float(np.mean([self._deviation(A, z[:, k]) for k in range(NOISE_PROBES)])) / A.shape[0]
-
-    def _deviation(self, A: Any, v: Tensor) -> float:
-        """``E ||(H_i - H) v||^2`` with divisor N - 1: over b, the variance of a batch's product with v."""
-        params = select_parameters(self.model, None)
-        try:
-            total = squared_deviation(self.model, self.loss_fn, self.X, self.y, params, v, A @ v, self.curvature)
-        except RuntimeError as error:
-            if self.noise != "measured":
-                raise
-            warnings.warn(
-                f"no per-sample curvature for this model, the noise estimates that need it are NaN: {error}",
-                SteepestWarning,
-                stacklevel=4,
-            )
-            return float("nan")
-        return self._total(float(total)) / (self.n_samples - 1)
-
-
-def _warn_unresolved(residual: float, lam: float) -> None:
-    if residual > RESOLVED * abs(lam):
-        warnings.warn(
-            f"the largest Ritz value {lam:.4g} has a residual of {residual:.2g}: raise num_steps",
-            SteepestWarning,
-            stacklevel=3,
-        )

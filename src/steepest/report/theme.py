@@ -39,6 +39,10 @@ OWN: dict[str, tuple[str, ...]] = {
     "batch-spectrum": ("learner", "predicted"),
     "matrix-sensing": ("rebalanced",),
     "large-step-logistic": ("large steps", "large steps, limit", "large steps, plain"),
+    "lv-hba": ("LV-HBA", "LV-HBA, Gauss-Seidel"),
+    "bo-rep": ("BO-REP",),
+    "bsvrb": ("BSVRB v2", "BSVRB v1", "measured"),
+    "sketched-newton": ("sketched Newton, gaussian", "sketched Newton, kaczmarz", "blocks, accelerated", "blocks"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
     "augmented-covariance": ("augmented covariance", "automatic order and lag"),
@@ -75,6 +79,12 @@ NAME_SLOTS: dict[str, int] = {
     "large steps": 4, "large steps, limit": 1, "large steps, plain": 2, "plain": 2, "normalized": 4,
     "Perceptron": 6, "LogisticRegression": 3, "LinearSVC": 5, "SGD, perceptron loss": 7,
     "batch perceptron": 8, "bound": 8,
+    # bilevel, constrained
+    "LV-HBA": 1, "LV-HBA, Gauss-Seidel": 4, "BO-REP": 2, "BSVRB v1": 1, "BSVRB v2": 3, "RSVRB v1": 7, "RSVRB v2": 6,
+    "aid_cg": 3, "itd": 4, "stocBiO": 5, "value_penalty": 6, "not normalized": 6, "no cleaning": 8, "one C = 1": 8,
+    "equal weights": 8,
+    "sketched Newton, gaussian": 1, "sketched Newton, kaczmarz": 2, "GMRES-L1-SQP": 4, "SLSQP": 5, "Ipopt": 6,
+    "trust-constr": 7, "blocks, accelerated": 1, "blocks": 2, "MINRES": 3, "sparse LU": 8, "in proportion to d": 8,
     # references and limits
     "256 sensors": 8, "vortex lattice": 8, "NeuralFoil": 8,
     "reference": 8, "limit": 8, "exact": 8, "dense": 8,

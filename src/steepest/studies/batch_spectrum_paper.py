@@ -1,4 +1,7 @@
-"""The paper's size: VGG-16 and WideResNet-28-10 on CIFAR-100, batches of 64 to 8,192; the learner on PreResNet-110."""
+"""The paper's size, by path: batches of 64 to 8,192 on CIFAR-100 and a subset of ImageNet; the learner on CIFAR-100.
+
+VGG-16 and WideResNet-28-10 for the former, ResNet-18 for the latter, PreResNet-110 for the learner.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steepest.core.errors import SteepestWarning
+from steepest.core.errors import SteepestWarning, check, one_of
+from steepest.core.extras import require
 from steepest.core.random import torch_generator
 from steepest.landscape import BatchSpectrum, effective_batch
 from steepest.studies.batch_spectrum_training import seeded
 from steepest.studies.claim import slope_fit
 from steepest.studies.context import Context
-from steepest.studies.image_training import cifar_loaders
+from steepest.studies.image_training import cifar_loaders, imagenet_loaders
 
 __all__ = ["PreActivation", "measure", "vgg16"]
 
@@ -97,12 +101,35 @@ def measure(ctx: Context) -> None:
 
 
 def _measure(ctx: Context, trial: bool) -> None:
-    setting = (
-        Setting(torch.device("cpu"), 12, (2, 4, 8), ctx.max_steps or 1, 4, True)
-        if trial
-        else Setting(ctx.need_cuda(), 20_000, tuple(2**k for k in range(6, 14)), ctx.max_steps or 2_000, 30, False)
-    )
-    batches = _random(ctx) if trial else _forever(cifar_loaders(ctx.data("path"), n_classes=100, seed=ctx.seed)[0])
+    tasks = {"cifar": _cifar, "imagenet": _imagenet}
+    task = ctx.options.get("task", "cifar")
+    check("task", task, one_of(*tasks))
+    found: dict[str, tuple[float, tuple[float, float] | None]] = {}
+    for name in tasks if trial else (task,):
+        found |= tasks[name](ctx, trial)
+    for claim in ctx.claims:
+        if not ctx.wants(claim):
+            continue
+        if claim not in found:
+            ctx.skipped(claim, f"another task: --option task={claim.split('-')[0]}")
+        elif trial:
+            value = found[claim][0]
+            ctx.skipped(claim, f"a few steps on random images, which test the code and nothing else (gave {value:.3g})")
+        else:
+            ctx.measured(claim, *found[claim])
+
+
+def _setting(ctx: Context, trial: bool, n_kept: int) -> Setting:
+    if trial:
+        return Setting(torch.device("cpu"), 12, (2, 4, 8), ctx.max_steps or 1, 4, True)
+    sizes = tuple(2**k for k in range(6, 14))
+    return Setting(ctx.need_cuda(), n_kept, sizes, ctx.max_steps or 2_000, 30, False)
+
+
+def _cifar(ctx: Context, trial: bool) -> dict[str, tuple[float, tuple[float, float] | None]]:
+    """Both networks' slopes, and the learner."""
+    setting = _setting(ctx, trial, 20_000)
+    batches = _random(ctx, 100) if trial else _forever(cifar_loaders(ctx.data("path"), n_classes=100, seed=ctx.seed)[0])
     X, y = _kept(batches, setting)
     networks: dict[str, Callable[[], nn.Module]] = {
         "vgg16": lambda: vgg16(width=4 if trial else 64),
@@ -110,18 +137,25 @@ def _measure(ctx: Context, trial: bool) -> None:
     }
     found = {f"cifar-slope-{name}": _slope(ctx, name, make, setting, batches, X, y) for name, make in networks.items()}
     ours, sgd = (_preresnet(ctx, setting, batches, X, y, learner) for learner in (True, False))
-    found["cifar-learner"] = ours / sgd, None
-    for claim, (value, interval) in found.items():
-        if trial:
-            ctx.skipped(claim, f"a few steps on random images, which test the code and nothing else (gave {value:.3g})")
-        else:
-            ctx.measured(claim, value, interval)
+    return found | {"cifar-learner": (ours / sgd, None)}
 
 
-def _random(ctx: Context) -> Iterator[tuple[Tensor, Tensor]]:
+def _imagenet(ctx: Context, trial: bool) -> dict[str, tuple[float, tuple[float, float] | None]]:
+    """The slope on 10,000 images; training runs over the whole set."""
+    setting = _setting(ctx, trial, 10_000)
+    if trial:
+        batches, make = _random(ctx, 1000, 64), lambda: PreActivation(1, 1, n_classes=1000)
+    else:
+        vision = require("torchvision.models", "data", what="ResNet-18")
+        batches = _forever(imagenet_loaders(ctx.data("path"), seed=ctx.seed)[0])
+        make = lambda: vision.resnet18(weights=None)  # noqa: E731
+    return {"imagenet-slope": _slope(ctx, "resnet18", make, setting, batches, *_kept(batches, setting))}
+
+
+def _random(ctx: Context, n_classes: int, side: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
     g = torch_generator(ctx.seed)
     while True:
-        yield torch.randn(16, 3, 32, 32, generator=g), torch.randint(100, (16,), generator=g)
+        yield torch.randn(16, 3, side, side, generator=g), torch.randint(n_classes, (16,), generator=g)
 
 
 def _forever(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:

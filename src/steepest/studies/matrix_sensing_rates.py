@@ -165,7 +165,7 @@ def symmetric_regimes(setting: Setting, seed: int, found: Found) -> None:
             A, _ = gaussian_problem(
                 setting, k, data, definite=True, symmetric=False
             )  # two factors need all of each A_i
-            cured = run(A, M, k, start, setting.symmetric, init_scale=0.1).history["error"]
+            cured = run(A, M, k, start, setting.symmetric, init_scale=0.1, tol=1e-8).history["error"]
             found.curves["asymmetric, k = r + 1"] = cured
             # The symmetric run ended above 1e-6: a lower bound, all of it measured.
             arrived = first_below(cured, 1e-6)
@@ -197,8 +197,10 @@ def asymmetric_regimes(setting: Setting, seed: int, found: Found) -> None:
         theory = STEP * alpha**2 * predicted
         ratios.append(rate / theory)
         found.curves[f"start {alpha:g}"] = e
-        middle = int((DROPPED + 1) / 2 * min(first_below(e, FLOOR), len(e) - 1))
-        found.curves[f"theory, start {alpha:g}"] = e[middle] * np.exp(-theory * (np.arange(len(e)) - middle))
+        end = min(first_below(e, FLOOR), len(e) - 1)
+        middle, t = int((DROPPED + 1) / 2 * end), np.arange(len(e))
+        line = e[middle] * np.exp(-theory * (t - middle))
+        found.curves[f"theory, start {alpha:g}"] = np.where(t < DROPPED * end, math.nan, line)
         found.rates.setdefault("two factors", []).append((alpha, rate))
         found.rates.setdefault("theory", []).append((alpha, theory))
         if alpha == 0.05:

@@ -108,7 +108,11 @@ CLAIMS = [  # id, what it says, the paper's number, bound, unit, scales, invaria
 ]
 # fmt: on
 
-PEERS = [Peer("curvlinops", "curvlinops"), Peer("PyHessian", "pyhessian")]
+PEERS = [
+    Peer("curvlinops", "curvlinops"),
+    Peer("PyHessian", "pyhessian"),
+    Peer("hessian-eigenthings", "hessian_eigenthings"),
+]
 
 OPTIONS: dict[str, str] = {}
 

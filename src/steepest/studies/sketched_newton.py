@@ -16,15 +16,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint
+from threadpoolctl import threadpool_limits
 
 from steepest.constrained import sketched_newton
+from steepest.core.parallel import ordered_map
 from steepest.studies import sketched_newton_systems as systems
 from steepest.studies.claim import Claim, Figure, Paper, Peer, Picture, bootstrap_interval
 from steepest.studies.context import Context
 from steepest.studies.sketched_newton_paper import run_paper
-from steepest.studies.sketched_newton_solvers import BASELINE, Outcome, available, solve
+from steepest.studies.sketched_newton_solvers import BASELINE, available, solve_named
 from steepest.studies.sketched_newton_solvers import PEERS as PEER_PACKAGES
 from steepest.studies.test_problems import PROBLEMS, control_problem, logistic_problem, quadratic_program
 
@@ -38,6 +41,7 @@ PAPER = Paper(
     url="https://arxiv.org/abs/2305.18379",
 )
 
+SKETCHES = ("gaussian", "kaczmarz", "sparse", "srht")
 _CUTEST = "47 problems of CUTEst, Sec. 5.1"
 _THEORY = "Secs. 3 and 4"
 
@@ -83,6 +87,8 @@ CLAIMS = [  # id, what it says, the paper's number, bound, unit, scales, invaria
     Claim("inner-splu", "Its inner solve to 1e-1 is faster than a sparse factorization: d = 15,000.",
           "cheaper at scale", ">= 5", "x faster", "full"),
     Claim("inner-splu-small", "The same at d = 3,000.", "cheaper at scale", "reported", "x faster", "quick full"),
+    Claim("inner-splu-ordered", "The same against a factorization in minimum-degree order, not SciPy's default.",
+          "not in the paper", "reported", "x faster", "quick full"),
     Claim("inner-plain", "The same without acceleration.", "cheaper at scale", "reported", "x faster", "quick full"),
     Claim("inner-minres", "The same against MINRES, below 1 where MINRES is faster.", "not in the paper", "reported",
           "x faster", "quick full"),
@@ -106,19 +112,21 @@ OPTIONS: dict[str, str] = {}
 
 _RUNS = "25 regular test problems from standard starts, tolerance 1e-6, one thread."
 FIGURES = [
-    Figure("profile", "All 25 problems are solved; on evaluations the tools people use are as good", "profile",
+    Figure("profile", "All 25 problems are solved; trust-constr and Ipopt need fewer evaluations", "profile",
            "evaluations, relative to the fewest on each problem", "share of problems solved", log_x=True,
            caption=_RUNS + " Evaluations of f and gradient; failures never come up. Median over seeds of ours."),
     Figure("rates", "Constant accuracy converges linearly, growing accuracy superlinearly", "rates", "iteration",
            "KKT residual", log_y=True,
            caption="Quadratic with 48 variables, 16 constraints; dashed, the product of the residuals of the inner "
-           "solves: the bound of theory."),
-    Figure("inner", "Sketches beat a factorization by far, and MINRES beats them", "inner", "seconds",
+           "solves: the bound of theory, on which the measured lines lie."),
+    Figure("inner", "To rough accuracy sketches beat a factorization, and MINRES beats both", "inner", "CPU seconds",
            "residual of the KKT system, relative", log_x=True, log_y=True,
-           caption="Sparse system, four entries a row of the Jacobian; vertical, when LU has its answer."),
-    Figure("sweep", "A pass over all blocks costs in proportion to the size", "sweep", "order d of the system",
+           caption="Sparse system, four entries a row of the Jacobian; vertical, when LU (in the better of two "
+           "orders) has its answer."),
+    Figure("sweep", "A pass over all blocks costs nearly in proportion to the size", "sweep", "order d of the system",
            "milliseconds", log_x=True, log_y=True, caption="Blocks of 256 rows, CPU time, fastest of fifteen."),
-    Figure("logistic", "Logistic regression on the sphere", "logistic", "iteration", "KKT residual", log_y=True,
+    Figure("logistic", "Logistic regression under equations takes a dozen iterations", "logistic", "iteration",
+           "KKT residual", log_y=True,
            caption="Ten random equations and a unit norm, from ones; median and 10-90 % over seeds."),
 ]  # fmt: skip
 
@@ -131,7 +139,7 @@ def draw_control(figure: Any, arrays: Mapping[str, NDArray[Any]], ink: Any) -> N
         ax.set_title(title, color=ink.text)
         ax.set_xticks([-1, 1])
         ax.set_yticks([-1, 1])
-        bar = figure.colorbar(image, ax=ax, shrink=0.7, orientation="horizontal", pad=0.12)
+        bar = figure.colorbar(image, ax=ax, shrink=0.7, orientation="horizontal")
         bar.outline.set_visible(False)
         for spine in ax.spines.values():
             spine.set_visible(False)
@@ -139,7 +147,7 @@ def draw_control(figure: Any, arrays: Mapping[str, NDArray[Any]], ink: Any) -> N
 
 PICTURES = [
     Picture("control", "The control drives the state as near to the target as its price allows", "control",
-            draw_control, size=(7.6, 3.2),
+            draw_control, size=(7.6, 3.8),
             caption="Poisson's equation on (-1, 1)^2, zero on the boundary, 15 x 15 points: 450 variables and 225 "
             "constraints.",
             alt="Three square maps: a target that is nearly constant, a state that is low in the middle, zero at the "
@@ -160,8 +168,14 @@ print(result.message, "smallest eigenvalue:", result.fun, "multiplier:", result.
 """
 
 REASONS: dict[str, str] = {
-    "evaluations": "a tie with the baseline on the median problem: each trial point of the smooth merit function needs "
-    "a gradient, those of an l1 penalty do not; single problems differ by up to a factor of two either way.",
+    "evaluations": "a tie on the median problem, because both make the same Newton steps: solved exactly on both "
+    "sides, 17 of 24 problems take the same number of iterations and the median ratio is 1.00. Other starting "
+    "penalties (0.1 to 100 times) leave it between 1.00 and 1.05. Nearly exact solves of ours alone give 0.84: "
+    "sketches stop just below the accuracy asked for, which costs single iterations.",
+    "sweep-exponent": "the entries of matrix and factors grow with exponents 1.00 and 0.93, but they leave the cache: "
+    "the product with the matrix alone has exponent 1.13, and passes over one block again and again have 1.05.",
+    "scale-peers": "Ipopt factors this system with MUMPS and is done in 1.7 s of CPU time where ours takes 1.0 s, a "
+    "third of it for the test of rank. Blocks of 1,024 rows instead of 256 take 0.63 s, a smaller first delta 0.71 s.",
 }
 
 WHEN_NOT = [
@@ -175,10 +189,23 @@ WHEN_NOT = [
 
 
 def run(ctx: Context) -> None:
-    """Measure; see the module."""
+    """Measure with one thread, since small systems gain nothing from more; see the module."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            _measure(ctx)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(ctx: Context) -> None:
     if ctx.scale == "paper":
         run_paper(ctx)
         return
+    ctx.note(f"{len(_seeds(ctx))} seeds of ours for the table, the logistic regressions and the rates; peers, control "
+             "and the large systems, where no seed or only the order of blocks matters, run once."
+             + (" The logistic regressions have five seeds at full." if ctx.scale == "quick" else ""))  # fmt: skip
     watched: list[Any] = []  # the results of all runs of ours
     table(ctx, watched)
     ctx.progress(0.4)
@@ -200,39 +227,52 @@ def run(ctx: Context) -> None:
 
 def table(ctx: Context, watched: list[Any]) -> None:
     """All problems, all solvers."""
-    regular = [p for p in PROBLEMS if p.regular]
+    names = [p.name for p in PROBLEMS if p.regular]
     if ctx.scale == "tiny":
-        regular = [p for p in regular if p.name in ("HS6", "HS28", "HS40", "HS78")]
-    singular = next(p for p in PROBLEMS if not p.regular)
+        names = ["HS6", "HS28", "HS40", "HS78"]
+    singular = next(p.name for p in PROBLEMS if not p.regular)
+    seeds, sketches = _seeds(ctx), [s for s in SKETCHES if ctx.wants(f"table-{s}")]
+    jobs = [(sketch, name, seed) for sketch in sketches for seed in seeds for name in (*names, singular)]
+    how: Any = ctx.pick(quick="serial", full="processes", paper="serial")
+    found = dict(zip(jobs, ordered_map(solve_named, jobs, backend=how, n_workers=2), strict=True))
+
     costs: dict[str, list[float]] = {}  # solver -> evaluations on every problem
-    ours: dict[str, list[list[Outcome]]] = {}
-    rank = []
-    for sketch in ("gaussian", "kaczmarz", "sparse", "srht"):
-        if not ctx.wants(f"table-{sketch}"):
-            continue
-        ours[sketch] = [[solve(sketch, p, seed) for p in regular] for seed in ctx.seeds]
-        rank += [solve(sketch, singular, seed).result.status == 2 for seed in ctx.seeds]
-        ctx.measured(f"table-{sketch}", min(sum(o.solved for o in runs) for runs in ours[sketch]))
-        costs[f"sketched Newton, {sketch}"] = list(np.median([[o.cost for o in runs] for runs in ours[sketch]], axis=0))
-        watched += [o.result for runs in ours[sketch] for o in runs]
-    ctx.measured("table-rank", float(np.mean(rank)))
+    for sketch in sketches:
+        runs = [[found[sketch, name, seed] for name in names] for seed in seeds]
+        ctx.measured(f"table-{sketch}", min(sum(o.solved for o in seed) for seed in runs))
+        costs[f"sketched Newton, {sketch}"] = list(np.median([[o.cost for o in seed] for seed in runs], axis=0))
+        watched += [o.result for seed in runs for o in seed]
+    ctx.measured("table-rank", float(np.mean([o.result.status == 2 for job, o in found.items() if job[1] == singular])))
     for peer, package in PEER_PACKAGES.items():
         if not available(peer):
             ctx.skipped(f"peer-{peer.lower()}", f"{package} is not installed: pip install {package}")
             continue
-        runs = [solve(peer, p, ctx.seed) for p in regular]
-        costs[peer] = [o.cost for o in runs]
-        ctx.measured(f"peer-{peer.lower()}", sum(o.solved for o in runs))
-        failed = [p.name for p, o in zip(regular, runs, strict=True) if not o.solved]
+        outcomes = [solve_named((peer, name, ctx.seed)) for name in names]
+        costs[peer] = [o.cost for o in outcomes]
+        ctx.measured(f"peer-{peer.lower()}", sum(o.solved for o in outcomes))
+        failed = [name for name, o in zip(names, outcomes, strict=True) if not o.solved]
         if failed:
             ctx.note(f"{peer} did not solve {', '.join(failed)}.")
-    results = [o.result for runs in ours["gaussian"] for o in runs]
-    fallbacks = sum(sum(r.history["exact_fallback"]) for r in results)
-    ctx.measured("exact-fallbacks", fallbacks / sum(r.nit for r in results))
-    last = [all(a == 1 for a in r.history["alpha"][-3:]) for r in results]
+    results = {(name, seed): found["gaussian", name, seed].result for seed in seeds for name in names}
+    _fallbacks(ctx, results)
+    last = [all(a == 1 for a in r.history["alpha"][-3:]) for r in results.values()]
     ctx.measured("unit-step", float(np.mean(last)))
     _evaluations(ctx, costs)
     _profile(ctx, costs)
+
+
+def _fallbacks(ctx: Context, results: Mapping[tuple[str, int], Any]) -> None:
+    """Share of the iterations that a direct solve ended; BYRDSPHR alone has more iterations than all others."""
+    ended = [np.array(r.history["exact_fallback"]) for r in results.values()]
+    others = [e for (name, _), e in zip(results, ended, strict=True) if name != "BYRDSPHR"]
+    ctx.measured("exact-fallbacks", float(np.concatenate(ended).mean()))
+    ctx.note(f"direct solves ended {np.concatenate(others).mean():.0%} of the iterations without BYRDSPHR, which alone "
+             f"makes {1 - sum(map(len, others)) / sum(map(len, ended)):.0%} of all.")  # fmt: skip
+
+
+def _seeds(ctx: Context) -> list[int]:
+    """Five at full, unless asked otherwise."""
+    return ctx.seeds if ctx.scale != "full" or ctx.seeds_asked else [ctx.seed + 1 + i for i in range(5)]
 
 
 def _evaluations(ctx: Context, costs: Mapping[str, list[float]]) -> None:
@@ -260,7 +300,8 @@ def _evaluations(ctx: Context, costs: Mapping[str, list[float]]) -> None:
 def _profile(ctx: Context, costs: Mapping[str, list[float]]) -> None:
     """Performance profile: share of the problems solved within a factor of the fewest evaluations."""
     fewest = np.min(list(costs.values()), axis=0)
-    factors = np.geomspace(1, 100, 81)
+    largest = max(v / few for values in costs.values() for v, few in zip(values, fewest, strict=True) if v < math.inf)
+    factors = np.geomspace(1, max(100, 1.1 * largest), 101)
     for solver, values in costs.items():
         with np.errstate(invalid="ignore"):
             relative = np.where(np.isfinite(values), np.divide(values, fewest), math.inf)
@@ -272,7 +313,7 @@ def _profile(ctx: Context, costs: Mapping[str, list[float]]) -> None:
 
 def logistic(ctx: Context, watched: list[Any]) -> None:
     """Logistic regression under ten random equations and a unit norm."""
-    seeds = ctx.seeds if ctx.scale != "full" or ctx.seeds_asked else [ctx.seed + 1 + i for i in range(5)]
+    seeds = _seeds(ctx)
     for claim, name in (("logistic-breast-cancer", "breast_cancer"), ("logistic-digits", "digits")):
         X, target = ctx.data(name)
         if ctx.scale == "tiny":
@@ -320,9 +361,9 @@ def control(ctx: Context, watched: list[Any]) -> None:
 def rates(ctx: Context, watched: list[Any]) -> None:
     """Quadratics, dense and sparse: the KKT residual against the residuals of the inner solves."""
     kept, ratios, single = [], [], 0
-    kinds = [*((sketch, True) for sketch in ("gaussian", "kaczmarz", "sparse", "srht")), ("blocks", False)]
+    kinds = [*((sketch, True) for sketch in SKETCHES), ("blocks", False)]
     for sketch, dense in kinds:
-        for seed in ctx.seeds:
+        for seed in _seeds(ctx):
             for label, theta in SCHEDULES.items():
                 found = _quadratic_run(seed, theta, sketch if dense else None)
                 watched.append(found)

@@ -19,9 +19,11 @@ from scipy.sparse.linalg import gmres
 
 from steepest.constrained import sketched_newton
 from steepest.core.extras import installed, require
-from steepest.studies.test_problems import TestProblem
+from steepest.studies.test_problems import PROBLEMS, TestProblem
 
-__all__ = ["BASELINE", "PEERS", "Outcome", "gmres_l1_sqp", "ipopt_quadratic", "solve", "trust_constr_quadratic"]
+__all__ = [
+    "BASELINE", "PEERS", "Outcome", "gmres_l1_sqp", "ipopt_quadratic", "solve", "solve_named", "trust_constr_quadratic",
+]  # fmt: skip
 
 Vector = NDArray[np.float64]
 BASELINE = "GMRES-L1-SQP"
@@ -149,6 +151,12 @@ _PEER_CALLS: dict[str, Callable[[TestProblem], Any]] = {
 }
 
 
+def solve_named(job: tuple[str, str, int]) -> Outcome:
+    """`solve` of a solver, the name of a problem and a seed, which other processes can be given."""
+    solver, name, seed = job
+    return solve(solver, next(p for p in PROBLEMS if p.name == name), seed)
+
+
 def available(solver: str) -> bool:
     """Whether the package of a peer is installed."""
     return installed(PEERS[solver])
@@ -158,13 +166,13 @@ def available(solver: str) -> bool:
 
 
 def trust_constr_quadratic(H: Any, G: Any, g: Vector, c: Vector, tol: float, limit_s: float) -> tuple[float, float]:
-    """Seconds and KKT residual of trust-constr, stopped after the first iteration past `limit_s`."""
-    start = time.perf_counter()
+    """CPU seconds and KKT residual of trust-constr, stopped after the first iteration past `limit_s`."""
+    start = time.process_time()
     last: list[float] = [float("inf")]
 
     def watch(x: Vector, state: Any) -> bool:
         last[0] = float(np.linalg.norm(np.r_[state.lagrangian_grad, G @ x - c]))
-        return last[0] <= tol or time.perf_counter() - start > limit_s
+        return last[0] <= tol or time.process_time() - start > limit_s
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -173,11 +181,11 @@ def trust_constr_quadratic(H: Any, G: Any, g: Vector, c: Vector, tol: float, lim
             hess=lambda x: H, constraints=LinearConstraint(G, c, c), callback=watch,
             options={"gtol": tol / 10, "xtol": 1e-14, "maxiter": 200, "sparse_jacobian": True},
         )  # fmt: skip
-    return time.perf_counter() - start, last[0]
+    return time.process_time() - start, last[0]
 
 
 def ipopt_quadratic(H: Any, G: Any, g: Vector, c: Vector, tol: float, limit_s: float) -> tuple[float, float]:
-    """Seconds and KKT residual of Ipopt (with MUMPS, as its wheel comes), limited to `limit_s` CPU seconds."""
+    """CPU seconds and KKT residual of Ipopt (with MUMPS, as its wheel comes), limited to `limit_s`."""
     casadi: Any = require("casadi", what="the row of Ipopt")
     x = casadi.SX.sym("x", len(g))
     diagonal = casadi.DM(H.diagonal())
@@ -186,9 +194,9 @@ def ipopt_quadratic(H: Any, G: Any, g: Vector, c: Vector, tol: float, limit_s: f
         "f": casadi.dot(diagonal * x, x) / 2 + casadi.dot(casadi.DM(g), x),
         "g": casadi.mtimes(casadi.DM(G.tocsc()), x),
     }
-    start = time.perf_counter()
+    start = time.process_time()
     solver = casadi.nlpsol("solver", "ipopt", nlp, _ipopt_options(tol=tol / 100, max_cpu_time=limit_s))
     found = solver(x0=0, lbg=c, ubg=c)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     y, lam = np.array(found["x"]).ravel(), np.array(found["lam_g"]).ravel()
     return seconds, float(np.linalg.norm(np.r_[H @ y + g + G.T @ lam, G @ y - c]))
