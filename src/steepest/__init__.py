@@ -7,7 +7,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steepest import bilevel, constrained, curvature, geometry, landscape, manifold, optim, physics
+    from steepest import bilevel, constrained, curvature, geometry, landscape, manifold, optim, physics, transport
 
 __version__ = _version("steepest")
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "manifold",
     "optim",
     "physics",
+    "transport",
 ]
 
 

@@ -167,6 +167,7 @@ def command(*words, **kwargs):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else what a shell gave
         **kwargs,
     )
 

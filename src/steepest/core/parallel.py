@@ -122,7 +122,7 @@ def _with_ray(fn: Callable[[A], B], work: list[A], workers: int, tell: Tell) -> 
     if ours:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        task = ray.remote(fn)
+        task = ray.remote(lambda item: fn(item))  # Ray takes functions, not every callable
         results, in_flight = dict[int, B](), dict[Any, int]()
         todo = iter(range(len(work)))
         while len(results) < len(work):

@@ -43,6 +43,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "bo-rep": ("BO-REP",),
     "bsvrb": ("BSVRB v2", "BSVRB v1", "measured"),
     "sketched-newton": ("sketched Newton, gaussian", "sketched Newton, kaczmarz", "blocks, accelerated", "blocks"),
+    "sinkhorn-newton": ("SNS", "paper's setting"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
     "augmented-covariance": ("augmented covariance", "automatic order and lag"),
@@ -85,6 +86,9 @@ NAME_SLOTS: dict[str, int] = {
     "equal weights": 8,
     "sketched Newton, gaussian": 1, "sketched Newton, kaczmarz": 2, "GMRES-L1-SQP": 4, "SLSQP": 5, "Ipopt": 6,
     "trust-constr": 7, "blocks, accelerated": 1, "blocks": 2, "MINRES": 3, "sparse LU": 8, "in proportion to d": 8,
+    # transport
+    "SNS": 1, "paper's setting": 3, "Sinkhorn": 6, "POT sinkhorn": 6, "POT stabilized": 2, "POT log": 7, "geomloss": 4,
+    "ott-jax": 5, "POT emd": 8,
     # references and limits
     "256 sensors": 8, "vortex lattice": 8, "NeuralFoil": 8,
     "reference": 8, "limit": 8, "exact": 8, "dense": 8,

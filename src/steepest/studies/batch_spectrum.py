@@ -193,8 +193,8 @@ REASONS: dict[str, str] = {
     **{f"time-{every}-{key}": _FLOOR for every in (20, 100) for key in ("mlp", "cnn")},
     **{f"learner-cost-{key}": _SHARE for key in ("mlp", "cnn")},
     **{f"learner-{what}-cnn": _SHARP for what in ("loss", "lost")},
-    "warm-lost-cnn": "a network with a fresh seed is thrown off now and then (one ended at 0.07); of the six "
-    "that the setting was chosen on none was",
+    "warm-lost-cnn": "a network with a fresh seed is thrown off now and then: one of twenty ended at 0.07, of "
+    "the six that the setting was chosen on none",
     "tools-largest": "the same Lanczos products, seven of them, at the same price as PyHessian's",
     "tools-trace": "Hutchinson's estimator on the same products: at six of them chance among ten seeds decides; "
     "curvlinops multiplies many probes at once, which pays from 48 on",

@@ -11,6 +11,7 @@ pays (`studies.bsvrb_workers`).
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from steepest.bilevel import BilevelProblem, bsvrb
 from steepest.bilevel.tasks import multi_block_weighting
 from steepest.core.extras import MissingExtra
+from steepest.core.parallel import ordered_map
 from steepest.studies import bsvrb_rivals as rivals
 from steepest.studies import bsvrb_workers as workers
 from steepest.studies.bsvrb_paper import run_paper
@@ -165,33 +167,34 @@ def run(ctx: Context) -> None:
 
 def streaming(ctx: Context) -> None:
     """Tune every number of blocks, of samples and every accuracy; fit exponents."""
-    blocks = Streaming.draw(seed=ctx.seed)
     target = ctx.pick(tiny=0.4, quick=0.2, full=0.1, paper=0.1)
+    levels = ctx.pick(tiny=(0.6, 0.5, 0.4), quick=(0.4, 0.2, 0.1), full=(0.4, 0.2, 0.1), paper=(0.4, 0.2, 0.1))
+    batches = (1, 4, 16, 64)
+    counts = [1, 4, 16, 64] if ctx.wants("blocks-1") and ctx.scale != "tiny" else [4, 16, 64]
+    points = [(4, 16, target), *((16, 16, eps) for eps in levels), *((16, size, target) for size in batches),
+              *((n, 16, target) for n in counts)]  # fmt: skip
+    points = sorted(set(points), key=math.prod)  # the longest first
     trials = ctx.pick(tiny=8, quick=60, full=240, paper=240)
-    done: dict[tuple[int, int, float], Tuned] = {}
+    tune = partial(
+        tuned_at, seed=ctx.seed, trials=trials, n_seeds=ctx.pick(tiny=2, quick=8, full=16, paper=16),
+        maxiter=ctx.pick(tiny=200, quick=6000, full=16_000, paper=16_000),
+    )  # fmt: skip
+    backend: Any = "processes" if ctx.scale == "full" else "serial"
+    found = ordered_map(tune, points, backend=backend, progress=lambda share: ctx.progress(0.4 * share))
+    done = dict(zip(points, found, strict=True))
+    for (n_blocks, size, eps), best in done.items():
+        ctx.note(f"I = {n_blocks}, B = {size}, eps = {eps}: {best.steps:.0f} steps with {best.setting}.")
 
     def steps(I: int, B: int, eps: float) -> Tuned:  # noqa: E741 (the paper's I)
-        if (I, B, eps) not in done:
-            done[I, B, eps] = tuned_steps(
-                blocks, eps, n_drawn=I, batch=B, trials=trials, finalists=max(2, trials // 15),
-                n_seeds=ctx.pick(tiny=2, quick=8, full=16, paper=16), seed=ctx.seed,
-                maxiter=ctx.pick(tiny=200, quick=6000, full=16_000, paper=16_000),
-            )  # fmt: skip
-            ctx.progress(0.04 * len(done), setting=f"I = {I}, B = {B}, eps = {eps}")
-            found = done[I, B, eps]
-            ctx.note(f"I = {I}, B = {B}, eps = {eps}: {found.steps:.0f} steps with {found.setting}.")
         return done[I, B, eps]
 
-    levels = ctx.pick(tiny=(0.6, 0.5, 0.4), quick=(0.4, 0.2, 0.1), full=(0.4, 0.2, 0.1), paper=(0.4, 0.2, 0.1))
     accuracy = [steps(16, 16, eps) for eps in levels]
     exponent, _ = _series(ctx, "steps over accuracy", [1 / eps for eps in levels], accuracy, 3.0)
     ctx.measured("accuracy-exponent", exponent, _exponents(levels, accuracy))
 
-    batches = (1, 4, 16, 64)
     by_batch = [steps(16, size, target) for size in batches]
     slope, _ = _series(ctx, "steps over batch", batches, by_batch, -0.5)
     ctx.measured("slope-batch", slope)
-    counts = [1, 4, 16, 64] if ctx.wants("blocks-1") and ctx.scale != "tiny" else [4, 16, 64]
     by_blocks = [steps(n, 16, target) for n in counts]
     if counts[0] == 1:
         ctx.measured("blocks-1", by_blocks[0].steps)
@@ -207,6 +210,15 @@ def streaming(ctx: Context) -> None:
     ):
         ratio = many.steps / few.steps if math.isfinite(many.steps) else math.nan
         ctx.measured(claim, ratio, _ratio(many, few))
+
+
+def tuned_at(point: tuple[int, int, float], *, seed: int, trials: int, n_seeds: int, maxiter: int) -> Tuned:
+    """Tune one number of blocks, of samples and one accuracy."""
+    n_drawn, batch, eps = point
+    return tuned_steps(
+        Streaming.draw(seed=seed), eps, n_drawn=n_drawn, batch=batch, trials=trials, finalists=max(2, trials // 15),
+        n_seeds=n_seeds, seed=seed, maxiter=maxiter,
+    )  # fmt: skip
 
 
 def _ratio(many: Tuned, few: Tuned) -> tuple[float, float]:
@@ -322,7 +334,7 @@ def weighting(ctx: Context) -> None:
     """Equal CPU seconds for all, each with its own best of equally many trials."""
     names = ctx.pick(tiny=("BSVRB v2", "RSVRB v2"), quick=("BSVRB v2", "RSVRB v2", "stocBiO"),
                      full=tuple(rivals.METHODS), paper=())  # fmt: skip
-    seconds = ctx.pick(tiny=0.05, quick=0.4, full=3.0, paper=0.0)
+    seconds = ctx.pick(tiny=0.05, quick=0.4, full=1.5, paper=0.0)
     trials = ctx.pick(tiny=2, quick=4, full=8, paper=0)
     seeds = ctx.seeds if ctx.scale != "full" or ctx.seeds_asked else [ctx.seed + 1 + k for k in range(5)]
     left_out = [name for name in rivals.METHODS if name not in names]
