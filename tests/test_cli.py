@@ -91,10 +91,12 @@ def test_nothing_could_run(made_up_studies):  # noqa: F811
     ("words", "text"),
     [
         (("run", "sofia"), "did you mean 'sophia'"),
-        (("run", "giorom"), "no study of giorom"),
+        (("run", "score-estimation"), "no study of score-estimation"),
         (("run", "cbo", "--scale", "huge"), "scale must be one of"),
         (("run", "cbo", "--seeds", "0"), "seeds must be"),
         (("run", "cbo", "--jobs", "0"), "--jobs must be"),
+        (("run", "cbo", "--engine", "spark"), "--engine must be local or ray"),
+        (("run", "cbo", "--address", "auto"), "--address needs --engine ray"),
         (("run", "cbo", "--option", "size"), "NAME=VALUE"),
         (("run", "cbo", "--option", "sice=1"), "no option 'sice'"),
         (("bench",), "no folder benchmarks"),

@@ -3,7 +3,7 @@ A sharp transport plan, exact to the last digit
 ===============================================
 
 Mass is moved from one shape to another. With little entropy the plan is sharp, and Sinkhorn's sweeps crawl: each takes
-off a sliver of the error. Sparse Newton steps, after a short warm-up, bring it to machine precision.
+off a sliver of the error. Sparse Newton steps, along decreasing entropies, bring it to machine precision.
 """
 
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ M /= M.max()
 reg = 1 / 10000
 
 # %%
-# The error after every iteration: with the warm-up, and by sweeps at the final entropy alone.
+# The error after every iteration: along decreasing entropies, and by sweeps at the final entropy alone.
 plan, log = sinkhorn_newton_sparse(a, b, M, reg, stopThr=1e-12, log=True)
 _, sweeps = sinkhorn_newton_sparse(
     a, b, M, reg, stopThr=1e-12, anneal=None, n_sinkhorn=2000, numItermax=2000, log=True, warn=False
@@ -44,9 +44,9 @@ left.quiver(
 )
 left.set(aspect="equal", title="from a ring to two disks")
 left.set_axis_off()
-n = log["n_sinkhorn"]
+n = log["niter"] - len(log["err_newton"]) + 1
 right.loglog(range(1, len(sweeps["err"]) + 1), sweeps["err"], color="tab:gray", label="Sinkhorn, final entropy")
-right.loglog(range(1, n + 1), log["err"][:n], color="tab:orange", label="warm-up, decreasing entropies")
+right.loglog(range(1, n + 1), log["err"][:n], color="tab:orange", label="path of decreasing entropies")
 right.loglog(range(n, log["niter"] + 1), log["err_newton"], "o-", ms=4, color="tab:blue", label="sparse Newton steps")
 right.set(
     xlabel="iteration", ylabel="error of the marginals", ylim=(1e-15, 30), title=f"{log['niter']} iterations to 1e-12"

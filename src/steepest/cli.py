@@ -174,7 +174,14 @@ def run(
     ] = "quick",
     seed: Annotated[int, typer.Option("--seed", help="Base of all seeds.")] = 0,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds to report on.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", help="Studies at a time, the cores divided among them.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", help="Studies at a time, sharing the cores (1; on Ray: one a machine)."),
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray: studies as tasks of a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a running Ray cluster; a local one is started without.")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Path or name of a data set.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Limit on training steps (paper scale).")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Of the study.")] = None,
@@ -213,8 +220,12 @@ def run(
         todo = [Job(k, scale, seed, seeds, options, data, max_steps) for k in chosen]
     except (ValueError, TypeError) as error:
         _fail(f"--{error}")
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         _fail(f"--jobs must be >= 1, got {jobs}")
+    if engine not in ("local", "ray"):
+        _fail(f"--engine must be local or ray, got {engine!r}")
+    if address is not None and engine != "ray":
+        _fail("--address needs --engine ray")
 
     store, console = _open_store(out), _console(stderr=as_json)
     console.quiet = not first_rank()
@@ -222,8 +233,12 @@ def run(
     records: dict[str, RunRecord] = dict(done)
     with make_display(console, todo, done) as display:
         try:
-            for record in run_many([j for j in todo if j.key not in done], store, n_jobs=jobs, on_event=display.event):
-                records[record.key] = record
+            left = [j for j in todo if j.key not in done]
+            if engine == "ray":
+                made = _on_ray(left, store, jobs, address, display.event)
+            else:
+                made = run_many(left, store, n_jobs=jobs or 1, on_event=display.event)
+            records.update((record.key, record) for record in made)
         except KeyboardInterrupt:
             display.close()
             kept = sum(k not in done for k in display.finished)
@@ -237,6 +252,21 @@ def run(
     if first_rank():
         _draw(store, [r for k, r in records.items() if r.status == "ok" and k not in done], console)
     raise typer.Exit(_exit_code(list(records.values())))
+
+
+def _on_ray(jobs: list[Any], store: Store, at_once: int | None, address: str | None, tell: Any) -> list[RunRecord]:
+    """Run on a cluster; one that is not there, or Ray itself missing, is a usage error."""
+    from steepest.core.extras import MissingExtra
+    from steepest.studies.cluster import run_on_ray
+
+    if not jobs:
+        return []
+    try:
+        return run_on_ray(jobs, store, n_jobs=at_once, address=address, on_event=tell)
+    except MissingExtra as error:
+        _fail(str(error))
+    except ConnectionError as error:
+        _fail(f"no Ray cluster at --address {address}: {str(error).splitlines()[0]}")
 
 
 def _draw(store: Store, records: list[RunRecord], console: Any) -> None:

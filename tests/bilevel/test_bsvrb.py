@@ -462,7 +462,7 @@ def test_ray_gives_the_same_numbers_for_any_number_of_workers(monkeypatch):
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     problem, _ = noisy(m=12)
     options = {"lr_x": 0.05, "lr_y": 0.1, "blocks_per_step": 5, "batch_size": 2, "maxiter": 3}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         for variant in ("v1", "v2"):
             one, two = (bsvrb(problem, variant=variant, backend="ray", num_workers=n, **options) for n in (1, 2))

@@ -55,7 +55,7 @@ def test_ray_gives_the_same_numbers_and_the_first_exception(monkeypatch):
         return float(torch.rand(1, generator=torch_generator(seed)))
 
     seeds = child_seeds(0, 5)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         shares = []
         found = ordered_map(local_draw, seeds, backend="ray", n_workers=2, progress=shares.append)

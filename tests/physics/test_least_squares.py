@@ -154,6 +154,15 @@ def test_members_do_not_depend_on_the_batch():
         assert int(its["nit"]) == int(info["nit"][k])
 
 
+def test_steps_below_the_rounding_of_the_cost_still_come_closer():
+    """The cost cannot tell them apart any more; without the rule for the gradient it stays above 1e-12."""
+    y, x = noisy_curves()
+    start, options = torch.ones(5, 3, dtype=F64), {"hessian": "gauss-newton", "atol": 0.0, "rtol": 1e-26}
+    _, info = nonlinear_least_squares(curve, start, (y, x), maxiter=100, **options)
+    assert bool(info["converged"].all())
+    assert float(info["gradient_norm"].max()) < 1e-12
+
+
 def test_no_member_ends_above_its_start_and_unfinished_ones_are_reported():
     y, x = noisy_curves()
     start = torch.tensor([8.0, 4.0, -6.0], dtype=F64).expand(5, 3)
@@ -188,18 +197,36 @@ def test_steps_that_leave_the_domain_are_rejected():
     assert float(w) == pytest.approx(0.01, abs=1e-9)
 
 
-def test_an_indefinite_hessian_takes_the_gauss_newton_matrix_and_says_so():
-    def saddle(w, b):  # at w = 0 the cost is flat, with second derivative 1 + 2 b < 0
-        return torch.stack([w[0], 1 + b * w[0] ** 2])
+def test_a_member_on_a_kink_gives_up_and_says_so():
+    def kinked(w):  # the cost has its minimum on the kink at 0, where its slope jumps from -1 to 3
+        return torch.stack([1 - w[0] + 4 * w[0].clamp(min=0)])
 
-    b = torch.tensor(-2.0, dtype=F64, requires_grad=True)
-    w, info = nonlinear_least_squares(saddle, torch.zeros(1, dtype=F64), (b,))
+    w, info = nonlinear_least_squares(kinked, torch.tensor([-0.7], dtype=F64), maxiter=1000)
+    assert not bool(info["converged"])
+    assert int(info["nit"]) < 300  # not the whole budget in rejected steps
+    assert float(w) == pytest.approx(0.0, abs=1e-6)
+    assert float(info["cost"]) <= 0.5 * (1 + 1e-6)
+    together, both = nonlinear_least_squares(
+        lambda w: 1 - w + 4 * w.clamp(min=0) * torch.tensor([[1.0], [0.0]], dtype=F64),
+        torch.tensor([[-0.7], [-0.7]], dtype=F64), maxiter=1000,
+    )  # fmt: skip
+    assert both["converged"].tolist() == [False, True]
+    assert float(together[1]) == pytest.approx(1.0, abs=1e-6)  # the smooth member goes on to its own minimum
+
+
+def test_an_indefinite_hessian_takes_the_gauss_newton_matrix_and_says_so():
+    def saddle(w, b, c):  # at w = c = 0 the cost is flat, with second derivative 1 + 2 b < 0
+        return torch.stack([w[0] - c, 1 + b * w[0] ** 2])
+
+    b, c = (torch.tensor(value, dtype=F64, requires_grad=True) for value in (-2.0, 0.0))
+    w, info = nonlinear_least_squares(saddle, torch.zeros(1, dtype=F64), (b, c))
     assert bool(info["converged"])
     assert bool(info["ill_conditioned"])
     w.sum().backward()
+    assert float(c.grad) == pytest.approx(1.0)  # through J'J = 1; through the Hessian it were -1/3
     assert torch.isfinite(b.grad)
     assert not bool(
-        nonlinear_least_squares(saddle, torch.zeros(1, dtype=F64), (b,), hessian="gauss-newton")[1]["ill_conditioned"]
+        nonlinear_least_squares(saddle, torch.zeros(1, dtype=F64), (b, c), hessian="gauss-newton")[1]["ill_conditioned"]
     )
 
 
@@ -225,6 +252,13 @@ def test_constants_mu_shrinks_and_grows():
     one = torch.ones(1, dtype=F64)
     w, _, _, _, mu, grow = module._trial(Valley(), one[:, None], one / 2, one[:, None], one.view(1, 1, 1), one, 2 * one)
     assert (float(w), float(mu), float(grow)) == (0.5, pytest.approx(1 / 3), 2.0)  # d = -1/2, rho = 1
+
+    class Rough(Valley):  # half of what was predicted: rho = 1/2 leaves the damping as it is
+        def normal(self, w):
+            return torch.full_like(w[:, 0], 0.5 - 0.375 / 2), w, torch.eye(1, dtype=F64).expand(len(w), 1, 1)
+
+    w, _, _, _, mu, grow = module._trial(Rough(), one[:, None], one / 2, one[:, None], one.view(1, 1, 1), one, 8 * one)
+    assert (float(w), float(mu), float(grow)) == (0.5, 1.0, 2.0)
 
     class Wall(Valley):
         def normal(self, w):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -84,14 +85,21 @@ def check_refuses_without_accelerator(study: ModuleType, word: str = "CUDA") -> 
         study.run(Context(study, Job(key_of(study), "paper")))
 
 
-def check_texts(study: ModuleType) -> None:
-    """The snippet and the page's code run; reasons belong to claims, and there is a word on when not to use it."""
+def check_texts(study: ModuleType) -> dict[str, Any]:
+    """The snippet and the page's code run; reasons belong to claims, and there is a word on when not to use it.
+
+    Returns
+    -------
+    dict
+        The names that the page's code leaves behind.
+    """
     exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
     page = PAGES / f"{key_of(study)}.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
-    names: dict = {}
+    names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
     assert set(study.REASONS) <= {claim.id for claim in study.CLAIMS}
     assert study.WHEN_NOT
+    return names

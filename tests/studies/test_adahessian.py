@@ -1,9 +1,5 @@
 """Tests of the AdaHessian study and of the click logs it uses."""
 
-import math
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +10,7 @@ from steepest.studies import adahessian_exact as exact
 from steepest.studies.click_logs import ClickModel, click_task, generated_clicks, read_criteo
 from steepest.studies.context import Context, Job, Unavailable
 from steepest.studies.runner import run_study
+from tests.studies import check_study as check
 
 # ------------------------------------------------------------------------------------------------------------ exact
 
@@ -82,18 +79,12 @@ def test_generated_clicks_can_be_learned():
 
 @pytest.fixture(scope="module")
 def tiny():
-    ctx = Context(study, Job("adahessian", "tiny"))
-    study.run(ctx)
-    return ctx
+    return check.run_tiny(study)
 
 
 @pytest.mark.slow
 def test_tiny_run_reports_every_claim_but_the_papers_own(tiny):
-    for claim in study.CLAIMS:
-        if claim.scales != "paper":
-            value, _, reason = tiny._measured[claim.id]
-            assert value is not None, (claim.id, reason)
-            assert math.isfinite(value), claim.id
+    check.check_measured(study, tiny)
     assert {figure.series for figure in study.FIGURES} <= {s.name for s in tiny.series_log}
     assert tiny.best_peer.peer == "AdamW"
 
@@ -118,10 +109,7 @@ def test_the_papers_code_runs_for_two_steps(task):
 
 
 def test_the_papers_scale_says_what_is_missing():
-    if torch.cuda.is_available():
-        pytest.skip("here it would train for hours")
-    with pytest.raises(Unavailable, match="CUDA"):
-        study.run(Context(study, Job("adahessian", "paper")))
+    check.check_refuses_without_accelerator(study)
     with pytest.raises(Unavailable, match="--data"):
         study.run(Context(study, Job("adahessian", "paper", options={"task": "criteo"})))
     with pytest.raises(ValueError, match="task must be one of"):
@@ -142,15 +130,4 @@ def test_costs_compare_the_same_work():
 
 @pytest.mark.filterwarnings("ignore:Using backward.* with create_graph=True")
 def test_the_snippet_and_the_page_run():
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
-    page = Path(__file__).parents[2] / "docs" / "methods" / "adahessian.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    namespace: dict = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT
+    check.check_texts(study)

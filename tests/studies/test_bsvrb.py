@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +10,15 @@ from sklearn.datasets import dump_svmlight_file
 
 from steepest.bilevel import bsvrb, hypergradient, solve_lower
 from steepest.bilevel.tasks import multi_block_weighting
+from steepest.core.extras import MissingExtra
 from steepest.studies import bsvrb as study
+from steepest.studies import bsvrb_libraries as libraries
 from steepest.studies import bsvrb_paper as paper
 from steepest.studies import bsvrb_rivals as rivals
 from steepest.studies import bsvrb_streaming as streaming
 from steepest.studies import bsvrb_workers as workers
 from steepest.studies.context import Context, Job, Unavailable
+from tests.studies import check_study as check
 
 F64 = torch.float64
 
@@ -127,6 +128,43 @@ def test_objective_is_the_retrained_validation_loss():
     assert set(rivals.milliseconds(problem, ["BSVRB v2", "stocBiO"], 2, rounds=1)) == {"BSVRB v2", "stocBiO"}
 
 
+# ------------------------------------------------------------------------------------------------------------ libraries
+
+
+def test_samples_of_the_weighting_task_come_back_from_its_gradients():
+    problem, _ = multi_block_weighting(4, 0, data="breast_cancer")
+    train, validation = (torch.from_numpy(Z) for Z in libraries.samples(problem))
+    y = torch.randn(4, problem.y0.shape[1], generator=torch.Generator().manual_seed(0), dtype=F64)
+    s = torch.logspace(-2, 2, 4, base=2, dtype=F64).unsqueeze(1)  # 1/4 to 4
+    losses = [torch.nn.functional.softplus(-s * (y @ Z.T)) / s for Z in (train, validation)]
+    upper = problem.upper(problem.x0, y, None, problem.all_blocks)
+    torch.testing.assert_close(losses[1].mean(1), upper, rtol=1e-10, atol=1e-12)
+    lower = problem.lower(problem.x0, y, None, problem.all_blocks)
+    torch.testing.assert_close(losses[0].mean(1) / 2 + 5e-4 * y.square().sum(1), lower, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", libraries.LIBRARIES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_library_goes_down_the_hypergradient_of_long_lower_training(name):
+    """Where the lower problem is solved at every step, all of them find the direction of the implicit gradient."""
+    problem, _ = multi_block_weighting(3, 0, data="breast_cancer")
+    full = type(problem)(
+        problem.upper, problem.lower, problem.x0, solve_lower(problem, problem.x0, tol=1e-8)[0], n_blocks=3,
+        sample_upper=lambda generator, size, blocks: torch.arange(len(libraries.samples(problem)[1])).repeat(3, 1),
+        sample_lower=lambda generator, size, blocks: torch.arange(len(problem.x0)).repeat(3, 1),
+    )  # fmt: skip
+    if name not in libraries.present():
+        with pytest.raises(MissingExtra, match=name):
+            libraries.at_rates(name, full, lr_x=1.0, lr_y=0.5, decay="linear", maxiter=1, random_state=0)
+        return
+    found = libraries.at_rates(name, full, lr_x=1.0, lr_y=0.5, decay="linear", maxiter=1, random_state=0)
+    assert found.nit == 1
+    exact = hypergradient(full, full.x0, full.y0)[0]
+    cosine = -(found.x - full.x0) @ exact / (found.x - full.x0).norm() / exact.norm()
+    assert float(cosine) > (0.9 if name == "jaxopt" else 0.5)  # five terms of a series point less well
+    torch.testing.assert_close(found.y, full.y0, atol=1e-4, rtol=1e-4)
+
+
 # ---------------------------------------------------------------------------------------------------------- the study
 
 
@@ -138,11 +176,9 @@ def test_predicted_variance_by_hand():
 
 @pytest.fixture(scope="module")
 def tiny():
-    ctx = Context(study, Job("bsvrb", "tiny"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "two_workers", lambda ctx: None)  # a test of its own
-        study.run(ctx)
-    return ctx
+        return check.run_tiny(study)
 
 
 @pytest.mark.slow
@@ -155,8 +191,10 @@ def test_tiny_run_reports_every_claim_of_its_scales(tiny):
     assert results["large-hessians"].value == 0
     assert results["large-memory"].value < 1
     assert 0.2 < results["noise-spread"].value < 4
-    assert {f.series for f in study.FIGURES if f.id != "workers"} <= {s.name for s in tiny.series_log}
+    check.check_logged(study, tiny, missing=("workers",))
     assert {s.method for s in tiny.series_log if s.name == "noise"} == {"measured", "theory"}
+    missing = [name for name in libraries.LIBRARIES if name not in libraries.present()]
+    assert all(any(name in note for note in tiny.notes_log) for name in missing)
 
 
 @pytest.mark.slow
@@ -235,20 +273,8 @@ def test_movielens_problem(tmp_path):
 
 
 def test_the_snippet_and_the_page_run(capsys):
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
+    assert check.check_texts(study)["result"].success
     assert "validation loss" in capsys.readouterr().out
-    page = Path(__file__).parents[2] / "docs" / "methods" / "bsvrb.md"
-    namespace: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-    assert namespace["result"].success
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT
 
 
 def test_a_ray_that_does_not_start_costs_its_rows_alone(monkeypatch):

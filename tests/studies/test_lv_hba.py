@@ -1,8 +1,6 @@
 """Tests of the study of LV-HBA, of its problems and of the peers it compares."""
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from steepest.studies import lv_hba_peers as peers
 from steepest.studies import lv_hba_selection as selection
 from steepest.studies import lv_hba_toy as toy
 from steepest.studies.context import Context, Job, Unavailable
+from tests.studies import check_study as check
 
 F64 = torch.float64
 
@@ -147,9 +146,7 @@ def test_grids_are_equal_for_all_methods():
 
 @pytest.fixture(scope="module")
 def tiny():
-    ctx = Context(study, Job("lv-hba", "tiny"))
-    study.run(ctx)
-    return ctx
+    return check.run_tiny(study)
 
 
 @pytest.mark.slow
@@ -220,17 +217,5 @@ def test_the_federated_task_is_the_shared_one_where_clients_agree():
 
 
 def test_the_snippet_and_the_page_run(capsys):
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
+    assert check.check_texts(study)["result"].success
     assert "second derivatives: 0" in capsys.readouterr().out
-    page = Path(__file__).parents[2] / "docs" / "methods" / "lv-hba.md"
-    namespace: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-    assert namespace["result"].success
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT

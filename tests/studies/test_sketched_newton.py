@@ -1,10 +1,8 @@
 """Tests of the study of sketched Newton, of its test problems and of the solvers it compares."""
 
 import math
-import re
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from steepest.studies import sketched_newton_solvers as solvers
 from steepest.studies import sketched_newton_systems as systems
 from steepest.studies.context import Context, Job, Unavailable
 from steepest.studies.test_problems import PROBLEMS, Jet, control_problem, logistic_problem, quadratic_program
+from tests.studies import check_study as check
 
 TABLE = {p.name: p for p in PROBLEMS}
 
@@ -142,9 +141,7 @@ def test_minres_of_the_study_meets_its_tolerance():
 
 @pytest.fixture(scope="module")
 def tiny():
-    ctx = Context(study, Job("sketched-newton", "tiny"))
-    study.run(ctx)
-    return ctx
+    return check.run_tiny(study)
 
 
 @pytest.mark.slow
@@ -225,18 +222,7 @@ def test_paper_scale_reads_libsvm_files_and_cutest(tmp_path, monkeypatch):
 
 
 def test_the_snippet_and_the_page_run(capsys):
-    exec(compile(study.SNIPPET, "SNIPPET", "exec"), {})
+    names = check.check_texts(study)
     assert "at most tol" in capsys.readouterr().out
-    page = Path(__file__).parents[2] / "docs" / "methods" / "sketched-newton.md"
-    namespace: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-    assert namespace["info"] == 0
-    assert namespace["result"].success
-
-
-def test_reasons_belong_to_claims():
-    assert set(study.REASONS) <= {c.id for c in study.CLAIMS}
-    assert study.WHEN_NOT
+    assert names["info"] == 0
+    assert names["result"].success

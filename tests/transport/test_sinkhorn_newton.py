@@ -10,8 +10,11 @@ from scipy import sparse
 
 from steepest.core.errors import ConvergenceWarning
 from steepest.transport import _kernel, _newton_system, sinkhorn_newton_sparse, sinkhorn_newton_sparse_many
+from steepest.transport._arguments import Options, reduce_problem
 from steepest.transport._curve import Curve
+from steepest.transport._dual import Dual
 from steepest.transport._kernel import Kernel, sinkhorn_sweeps
+from steepest.transport.sinkhorn_newton import _Run
 
 PAPER = {"anneal": None, "adaptive": False, "damping": 0.0, "linear_solver": "cg"}
 
@@ -54,7 +57,7 @@ def test_plans_potentials_and_dual_agree_with_a_log_domain_sinkhorn(options, sha
     assert log["niter"] == log["n_sinkhorn"] + log["n_newton"] == len(log["err"])
     for name in ("cg_iterations", "sparsity", "step_size"):
         assert len(log[name]) == log["n_newton"]
-    assert len(log["err_newton"]) == log["n_newton"] + 1
+    assert 1 <= len(log["err_newton"]) <= log["n_newton"] + 1
     assert log["converged"] is True
     assert log["warn"] is False
 
@@ -159,6 +162,34 @@ def test_sweeps_survive_columns_that_underflow():
     assert np.isfinite(errors).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_points_of_the_dual_by_dense_algebra(scale):
+    a, b, M = problem(8, 6)
+    dual = Dual(a, b, M / 0.05)
+    dual.scale = scale
+    u, v = np.log(a) + 0.1 * np.sin(np.arange(8)), np.log(b) + 0.1 * np.cos(np.arange(6))
+
+    def plan(u, v):
+        return np.exp(u[:, None] + v - scale * M / 0.05)
+
+    point = dual.at(u, v)
+    P = plan(u, v)
+    np.testing.assert_allclose(point.r, P.sum(1), rtol=1e-12)
+    assert point.err == pytest.approx(np.abs(P.sum(1) - a).sum() + np.abs(P.sum(0) - b).sum())
+    swept = dual.at(u, v, point, sweep=True)
+    x = a / P.sum(1)
+    y = b / (x @ P)
+    np.testing.assert_allclose(np.exp(swept.u - u), x, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(swept.v - v), y, rtol=1e-12)
+    np.testing.assert_allclose(swept.c, b, rtol=1e-12)
+    assert swept.before == pytest.approx(point.err)
+    values = [a @ w + b @ z - plan(w, z).sum() for w, z in ((u, v), (swept.u, swept.v))]
+    assert swept.gain == pytest.approx(values[1] - values[0], rel=1e-9)
+    dual.fill(point)
+    np.testing.assert_allclose(dual.kernel.P, P, rtol=1e-12)
+    assert dual.at(u + 1e3, v) is None
+
+
 def test_the_curve_starts_along_the_step_and_bends_by_asinh_on_weak_links():
     rng = np.random.default_rng(0)
     P = rng.random((5, 4))
@@ -189,6 +220,45 @@ def test_the_papers_setting_on_random_assignment():
     assert error(P, np.full(n, 1 / n), np.full(n, 1 / n)) < 1e-12
     e = [x for x in log["err_newton"] if x > 1e-13]
     assert math.log(e[-1] / e[-2]) < 1.3 * math.log(e[-2] / e[-3])  # superlinear
+
+
+def test_the_path_of_entropies_starts_each_on_the_line_through_the_last_two():
+    """With one optimal plan the potentials are nearly a line in the entropy: the guess at the next is close."""
+    a, b, M = problem(20, 20)
+    C = M - M.min()
+    options = Options.checked(
+        reg=1.0, n_sinkhorn=None, anneal=4.0, sparsity=None, adaptive=True, forcing=0.1, damping=1e-3, log=True,
+        linear_solver="auto", cg_tol=1e-6, cg_maxiter=None, numItermax=1000, stopThr=1e-12, verbose=False, warn=True,
+    )  # fmt: skip
+    run = _Run(reduce_problem(a, b, M, 0.0002), options, None)
+    assert run._entropies() == pytest.approx([C.max() / 0.0002 / 4**k for k in range(6)] + [1.0])
+    exact = {}
+    for t in (4.0, 2.0, 1.0):
+        _, log = sinkhorn_newton_sparse(a, b, C, 0.0002 * t, stopThr=1e-13, log=True)
+        exact[t] = log["log_u"] * t, log["log_v"] * t
+    run.path = [(t, *exact[t]) for t in (4.0, 2.0)]
+    u, v = run._predicted(1.0)
+    true = np.add.outer(*exact[1.0])
+    guess, kept = np.abs(np.add.outer(u, v) - true).max(), np.abs(np.add.outer(*exact[2.0]) - true).max()
+    assert guess < 0.25 * kept
+    share = (2.0 - 1.0) / (4.0 - 2.0)
+    np.testing.assert_allclose(u, exact[2.0][0] + share * (exact[2.0][0] - exact[4.0][0]), rtol=1e-12)
+    run.sweeps = 1000  # the budget is spent: no more guesses
+    np.testing.assert_array_equal(run._predicted(1.0)[0], exact[2.0][0])
+
+
+def test_the_path_saves_iterations_on_costs_with_many_plans():
+    t = np.arange(14) / 13
+    X = np.stack(np.meshgrid(t, t), -1).reshape(-1, 2)
+    M = np.linalg.norm(X[:, None] - X, axis=-1)
+    rng = np.random.default_rng(3)
+    a, b = rng.dirichlet(np.ones(196)), rng.dirichlet(np.ones(196))
+    _, log = sinkhorn_newton_sparse(a, b, M, 1 / 800, stopThr=1e-12, log=True)
+    _, direct = sinkhorn_newton_sparse(a, b, M, 1 / 800, anneal=None, stopThr=1e-12, log=True)
+    assert log["converged"]
+    assert log["n_sinkhorn"] < 60 + log["n_newton"]  # at most ten an entropy, and one for a curved step
+    assert log["n_newton"] < direct["n_newton"]
+    assert log["err_newton"][0] < 0.1
 
 
 def test_costs_with_many_optimal_plans():
@@ -467,4 +537,4 @@ def test_arguments_are_not_changed_and_global_generators_not_touched():
 def test_verbose_prints_a_line_for_each_step(capsys):
     a, b, M = problem()
     _, log = sinkhorn_newton_sparse(a, b, M, 1e-3, verbose=True, log=True)
-    assert capsys.readouterr().out.count("err") == log["n_newton"]
+    assert capsys.readouterr().out.count("err") == log["n_newton"] > 0

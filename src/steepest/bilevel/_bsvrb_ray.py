@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from steepest.bilevel._bsvrb_blocks import Rule, Share, Updated, update
 from steepest.bilevel.problem import BilevelProblem
 from steepest.core.errors import value_error
 from steepest.core.extras import require
-from steepest.core.parallel import ordered_map
+from steepest.core.parallel import joined_ray, ordered_map
 
 __all__ = ["evaluator"]
 
@@ -30,10 +31,7 @@ def evaluator(
         yield lambda share: update(problem, rule, share)
         return
     ray = require("ray", "federated", what="bsvrb's backend='ray'")
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(num_cpus=num_workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
+    with joined_ray(ray, num_workers or os.cpu_count() or 1):
         there = ray.put((problem, rule))
 
         def evaluate(share: Share) -> Updated:
@@ -41,9 +39,6 @@ def evaluator(
             return _join(ordered_map(_update_there, work, backend="ray", n_workers=num_workers), share)
 
         yield evaluate
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _update_there(work: tuple[Any, Share]) -> Updated:

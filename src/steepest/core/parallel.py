@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from steepest.core.errors import at_least, check, one_of, optional
 from steepest.core.extras import require
 
-__all__ = ["ordered_map", "threads_of_children"]
+__all__ = ["joined_ray", "ordered_map", "threads_of_children"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -116,11 +116,33 @@ def _with_processes(fn: Callable[[A], B], work: list[A], workers: int, tell: Tel
             raise
 
 
+@contextlib.contextmanager
+def joined_ray(ray: Any, num_cpus: int, options: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Use the Ray that this process has joined; else join one, and leave it at the end.
+
+    The one to join is that of ``options["address"]`` or of the variable ``RAY_ADDRESS``; without them a local one is
+    started with `num_cpus`, whatever else runs on the machine.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    chosen = {"log_to_driver": False, "logging_level": "ERROR", **(options or {})}
+    if not chosen.get("address") and "RAY_ADDRESS" not in os.environ:
+        chosen = {"include_dashboard": False, "num_cpus": num_cpus, **chosen, "address": "local"}
+    ray.init(**chosen)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def _with_ray(fn: Callable[[A], B], work: list[A], workers: int, tell: Tell) -> list[B]:
     ray = require("ray", "federated", what="backend='ray'")
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with joined_ray(ray, workers):
+        return _on_ray(ray, fn, work, workers, tell)
+
+
+def _on_ray(ray: Any, fn: Callable[[A], B], work: list[A], workers: int, tell: Tell) -> list[B]:
     try:
         task = ray.remote(lambda item: fn(item))  # Ray takes functions, not every callable
         results, in_flight = dict[int, B](), dict[Any, int]()
@@ -134,6 +156,3 @@ def _with_ray(fn: Callable[[A], B], work: list[A], workers: int, tell: Tell) -> 
         return [results[k] for k in range(len(work))]
     except ray.exceptions.RayTaskError as error:
         raise error.as_instanceof_cause() from None
-    finally:
-        if ours:
-            ray.shutdown()

@@ -11,9 +11,11 @@ r"""The network that proposes search directions, and the loss it is trained with
 With L = 1 this is the paper's network: 3 x 3 (x 3) kernels, zero padding, average pooling by 2, nearest up-sampling.
 Without biases it is positively homogeneous, N(c r) = c N(r) for c > 0.
 
-Paper: kaneda2023deep; layers as in the official code. Departures, all ours: more than one coarse level; the obstacles.
-A second channel is one in solid cells, times the root mean square of r, and its first weights are zero: beyond the
-domain it reads as a Dirichlet wall does, and a network trained without obstacles is the one without the channel.
+Paper: kaneda2023deep; layers as in the official code. Departures, all ours: more than one coarse level; smaller first
+weights where a pair is added, so that y depends on the sign of b from the start (y'b = 0 is a plateau of the loss, from
+which some seeds do not come down); the obstacles. A second channel is one in solid cells, times the root mean square of
+r, and its first weights are zero: beyond the domain it reads as a Dirichlet wall does, and a network trained without
+obstacles is the one without the channel.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ __all__ = ["ConjugateDirectionNet", "dcdm_loss", "levels_for"]
 HEAD_REACH, TAIL_REACH = 5, 4  # convolutions before the first pooling and after the last up-sampling
 COARSEST = 8  # cells along the longest side that the coarsest level should have
 MOST_LEVELS = 6
+BRANCH = 0.1  # of Glorot's first weights where a pair is added; with 1 some seeds stay at a loss of 1 forever
 
 
 class ConjugateDirectionNet(nn.Module):
@@ -54,7 +57,7 @@ class ConjugateDirectionNet(nn.Module):
     use_mask : bool
         Read the mask as a channel and multiply the output by it. False is the paper's network.
     seed : int, torch.Generator or None
-        Of the first weights (Glorot's uniform ones, as in the official code).
+        Of the first weights (Glorot's uniform ones, as in the official code, a tenth of them where a pair is added).
 
     Raises
     ------
@@ -124,8 +127,8 @@ class ConjugateDirectionNet(nn.Module):
         """
         x, solid = self._channels(r, mask)
         fine = self._fine(x)
-        fine = fine + _up(self.coarse(_pool(fine)), self.dim)
-        return self._finish(fine, r, solid)
+        fine = _sum(fine, _up(self.coarse(_pool(fine)), self.dim))
+        return self._cropped(self.last(self.tail(fine)), r, solid)
 
     def tiled(self, r: Tensor, mask: Tensor | None, tile: int) -> Tensor:
         """Compute what `forward` does, the finest level in tiles of `tile` cells a side.
@@ -153,9 +156,6 @@ class ConjugateDirectionNet(nn.Module):
 
     def _fine(self, x: Tensor) -> Tensor:
         return self.head(self.first(x))
-
-    def _finish(self, fine: Tensor, r: Tensor, solid: Tensor | None) -> Tensor:
-        return self._cropped(self.last(self.tail(fine)), r, solid)
 
     def _cropped(self, out: Tensor, r: Tensor, solid: Tensor | None) -> Tensor:
         out = out[_cut([slice(0, n) for n in r.shape[2:]])]
@@ -187,6 +187,10 @@ class ConjugateDirectionNet(nn.Module):
                 nn.init.xavier_uniform_(parameter, generator=generator)
             else:
                 parameter.zero_()
+        for pair in self.modules():
+            if isinstance(pair, _Pair):
+                added: Any = pair.body[1]
+                added.convolution.weight.mul_(BRANCH)
         if self.use_mask:
             self.first.weight[:, 1] = 0.0
 
@@ -247,7 +251,7 @@ class _Pair(nn.Module):
         self.body = nn.Sequential(_Relu(dim, filters, bias), _Relu(dim, filters, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        return _sum(x, self.body(x))
 
 
 class _Coarse(nn.Module):
@@ -263,13 +267,18 @@ class _Coarse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
         if self.inner is not None:
-            x = self.up(x + _up(self.inner(_pool(x)), self.dim))
+            x = self.up(_sum(x, _up(self.inner(_pool(x)), self.dim)))
         return x
 
 
 def _convolution(dim: int, inputs: int, outputs: int, bias: bool, kernel_size: int = 3) -> Any:
     kind = nn.Conv2d if dim == 2 else nn.Conv3d
     return kind(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+def _sum(x: Tensor, fresh: Tensor) -> Tensor:
+    """Add; where no gradient is wanted, in the memory of `fresh`: new pages would cost as much as the sum."""
+    return x + fresh if torch.is_grad_enabled() else fresh.add_(x)
 
 
 def _pool(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Conjugate directions from any source: the iteration of ``deep_conjugate_direction`` on one linear system."""
+"""Conjugate directions from any source: the iteration of ``deep_conjugate_direction`` on one linear system, `dcdm`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from steepest.core import errors
 from steepest.core.driver import Progress, Stop, drive
-from steepest.core.errors import at_least, boolean, check, check_params, kind_error, nonnegative, value_error
+from steepest.core.errors import at_least, boolean, check_params, kind_error, nonnegative, value_error
 from steepest.physics._poisson import null_space_projection
 
-__all__ = ["MEMORY", "LinearSystem", "product_with"]
+__all__ = ["MEMORY", "LinearSystem", "dcdm", "product_with"]
 
 Vector = Any  # (n,) array, or Tensor where b is one
 Product = Callable[[Vector], Vector]
@@ -36,6 +37,90 @@ LIMITS = {
     "memory": MEMORY,
     "recompute_every": at_least(1, integer=True),
 }
+
+
+def dcdm(
+    A: Any,
+    b: Any,
+    direction: Callable[[Any], Any],
+    x0: Any = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    memory: int = 2,
+    recompute_every: int = 10,
+    check: bool = True,
+    callback: Callable[..., Any] | None = None,
+    full_output: bool = False,
+) -> Any:
+    """Solve ``A x = b`` along conjugate directions from any source (kaneda2023deep, Alg. 1).
+
+    Parameters
+    ----------
+    A : sparse or dense matrix, LinearOperator or callable; a Tensor or callable where `b` is one
+        Symmetric positive semidefinite, (n, n); a callable multiplies a vector of b's kind.
+    b : (n,) array or floating Tensor
+        In the range of `A`.
+    direction : callable
+        ``direction(r) -> q`` with r the residual divided by its norm; both (n,) and of b's kind. ``lambda r: r`` is CG.
+    x0 : (n,) array or Tensor, optional
+        Start; zero by default.
+    rtol, atol : float
+        Stop when ``||b - A x|| <= max(rtol ||b||, atol)`` (SciPy's rule and defaults).
+    maxiter : int, optional
+        10 n by default.
+    memory : int
+        Directions that are kept; 2 in the paper. 0 is steepest descent along what `direction` says.
+    recompute_every : int
+        Iterations between residuals computed anew; 1 in the official code.
+    check : bool
+        Whether to look for a lack of symmetry, by two products.
+    callback : callable, optional
+        ``callback(xk)`` after every iteration; StopIteration raised there ends the run.
+    full_output : bool
+        Return `stats` as well.
+
+    Returns
+    -------
+    x : of b's kind
+        In the common floating dtype of `A` and `b`. Zero for b = 0.
+    info : int
+        0 converged; > 0 the iterations done without; -1 no direction of descent was left (`A` is not positive definite
+        there, or products are not finite); -2 rounding has eaten the residual, rtol is out of reach in this dtype.
+    stats : dict
+        With `full_output`: `residuals` (norms of b - A x, from the start; by recurrence between recomputations),
+        `iterations`, `n_fallback` (iterations that took the residual as direction), `n_matvec` (all products, checks
+        too), `time_network` (seconds in `direction`), `message`.
+
+    Raises
+    ------
+    TypeError
+        `A` cannot multiply vectors of b's kind, or an argument is of the wrong kind.
+    ValueError
+        Shapes that do not fit, values that are not finite, options out of range, an `A` that is not symmetric, a
+        `direction` of another shape.
+
+    Examples
+    --------
+    >>> x, info = dcdm(np.diag([1.0, 2.0, 3.0]), np.ones(3), lambda r: r, rtol=1e-12)
+    >>> info, x.round(6).tolist()
+    (0, [1.0, 0.5, 0.333333])
+    """
+    errors.check("check", check, boolean())
+    system = LinearSystem(A, b, x0)
+    if check:
+        system.check_symmetric()
+    return system.solve(
+        direction,
+        rtol=rtol,
+        atol=atol,
+        maxiter=10 * system.n if maxiter is None else maxiter,
+        memory=memory,
+        recompute_every=recompute_every,
+        callback=callback,
+        full_output=full_output,
+    )
 
 
 class LinearSystem:
@@ -79,7 +164,7 @@ class LinearSystem:
             "rtol": rtol, "atol": atol, "maxiter": maxiter, "memory": memory, "recompute_every": recompute_every
         }  # fmt: skip
         check_params(given, LIMITS)
-        check("full_output", full_output, boolean())
+        errors.check("full_output", full_output, boolean())
         if not callable(direction):
             raise kind_error("direction", "a callable", direction)
         size_of_b = _norm(self.b)
@@ -87,8 +172,6 @@ class LinearSystem:
             x, r = _zeros_like(self.b), self.b
         else:
             x, r = self.x0, self.b - self.product(self.x0)
-        if self.project is not None:
-            r = self.project(r)
         run = _Iteration(self, direction, x, r, max(rtol * size_of_b, atol), memory, recompute_every)
         if run.norm <= run.limit:
             info, message = 0, Stop.CONVERGED.message

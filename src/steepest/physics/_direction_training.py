@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.nn.utils import clip_grad_norm_
 
 from steepest.core.distributed import all_reduce_sum, group_rank, group_size
 from steepest.core.errors import value_error
@@ -22,6 +23,7 @@ from steepest.physics._ritz import RitzMixtures
 __all__ = ["Grid", "copy_from_first_rank", "differentiable_product", "on_device", "shared_seed", "train_directions"]
 
 HELD_OUT = 0.1
+LARGEST_GRADIENT = 1.0  # twice the usual norm; without a limit some seeds are thrown to a loss of 1 and stay there
 
 Losses = list[tuple[float, float]]
 
@@ -81,6 +83,7 @@ def train_directions(
             for p in parameters:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             all_reduce_sum([p.grad for p in parameters if p.grad is not None], process_group)
+            clip_grad_norm_(parameters, LARGEST_GRADIENT)
             optimizer.step()
             schedule.step()
         train = mean_over_ranks(total, n_train)

@@ -6,6 +6,7 @@ Levenberg-Marquardt for M members side by side, G = JᵀF, A = JᵀJ, in float64
     ρ = (cost(w) - cost(w + d)) / predicted,   predicted = 1/2 dᵀ(μ d - G)
     accept d if ρ > 1e-4;   μ <- μ/3 if ρ > 3/4;   on rejection μ <- 2μ, 4μ, 8μ, ...
     stop when 1/2 Gᵀ(A + 1e-14 trace(A)/N I)⁻¹G <= rtol cost + atol²                        (Newton decrement)
+    give up, not converged, when μ > 1e16 trace(A)/N: steps are below rounding (a kink of F)
 
 Cost alone locates w to some 1e-8 (cancellation). So once the predicted reduction is below 1e-10 of the cost a step is
 accepted when it shortens G, and converged members end with up to three Newton steps with the exact Hessian.
@@ -30,6 +31,7 @@ __all__ = ["LeastSquares", "Settings", "Solved", "implicit_solve", "nonlinear_le
 
 Info = dict[str, Tensor]
 NEWTON_STEPS = 3
+STUCK = 1e16
 
 
 class LeastSquares(Protocol):
@@ -200,7 +202,7 @@ class _Implicit(torch.autograd.Function):
 
 @torch.no_grad()
 def solve(problem: LeastSquares, w0: Tensor, settings: Settings) -> Solved:
-    """Levenberg-Marquardt for all members; members that have converged leave the computation."""
+    """Levenberg-Marquardt for all members; members that have converged or are stuck leave the computation."""
     M, exact = len(w0), settings.hessian == "exact"
     w, nit = w0.clone(), torch.zeros(M, dtype=torch.int64, device=w0.device)
     converged = torch.zeros(M, dtype=torch.bool, device=w0.device)
@@ -215,13 +217,13 @@ def solve(problem: LeastSquares, w0: Tensor, settings: Settings) -> Solved:
         torch.full_like(cost, 2),
     ]
     for k in range(settings.maxiter + 1):
-        v, c, g, a, _, _ = state
+        v, c, g, a, mu, _ = state
         done = _decrement(g, a) <= settings.rtol * c + settings.atol**2
-        broken = ~(torch.isfinite(c) & torch.isfinite(g).all(-1))
+        hopeless = ~(torch.isfinite(c) & torch.isfinite(g).all(-1)) | (mu > STUCK * _mean_diagonal(a))
         converged[here[done]] = True
         for whole, part in ((w, v), (cost, c), (G, g), (A, a)):
             whole[here] = part
-        stay = (~(done | broken)).nonzero()[:, 0]
+        stay = (~(done | hopeless)).nonzero()[:, 0]
         if len(stay) == 0 or k == settings.maxiter:
             break
         if len(stay) < len(here):

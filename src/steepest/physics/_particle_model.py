@@ -91,7 +91,7 @@ class ParticleModel(nn.Module):
         low, high = (torch.tensor(side, dtype=torch.float32) for side in zip(*box, strict=True))
         with torch.device("meta"):  # shapes only: torch's own first weights would come from the global generator
             d, hidden = self.dim, self.hidden
-            self.types = nn.Embedding(self.n_types, TYPE_DIM)
+            self.types = nn.Embedding.from_pretrained(torch.empty(self.n_types, TYPE_DIM), freeze=False)
             self.node_encoder = mlp(TYPE_DIM + d * (self.window + 2), hidden, hidden, hidden, norm=True)
             self.edge_encoder = mlp(d + 1, hidden, hidden, hidden, norm=True)
             self.decoder = mlp(hidden, hidden, hidden, d)
@@ -299,7 +299,8 @@ class ParticleModel(nn.Module):
         n_steps : int
         types : Tensor (n,), int64, optional
         clamp : bool
-            Whether particles that leave the box are put back on its wall.
+            Whether particles that leave the box are put back on its wall, to rest along that axis: the window then
+            holds neither velocity nor acceleration there.
 
         Returns
         -------
@@ -316,17 +317,31 @@ class ParticleModel(nn.Module):
         self._check_fitted("rollout")
         check("n_steps", n_steps, positive(integer=True))
         check("clamp", clamp, boolean())
-        batch = self._scene(initial, types)
-        frames = initial.new_empty(n_steps, len(initial), self.dim)
+        return self.unroll(self._scene(initial, types), n_steps, clamp)
+
+    @torch.no_grad()
+    def unroll(self, batch: Batch, n_steps: int, clamp: bool) -> Tensor:
+        """Do what `rollout` does, for several scenes at once and without checks of what comes in."""
+        frames = batch.positions.new_empty(n_steps, len(batch.positions), self.dim)
         for k in range(n_steps):
             x = self._advance(batch)
             if not bool(torch.isfinite(x).all()):
                 error = RuntimeError(f"positions are not finite in frame {k} of {n_steps}; the frames before: .partial")
                 error.partial = frames[:k]  # type: ignore[attr-defined]
                 raise error
-            frames[k] = x.clamp(self.low.to(x), self.high.to(x)) if clamp else x
-            batch = batch._replace(positions=torch.cat((batch.positions[:, 1:], frames[k][:, None]), 1))
+            window = torch.cat((batch.positions[:, 1:], x[:, None]), 1)
+            batch = batch._replace(positions=self.kept_inside(window) if clamp else window)
+            frames[k] = batch.positions[:, -1]
         return frames
+
+    def kept_inside(self, window: Tensor) -> Tensor:
+        """Put particles of a window (..., W + 1, d) that end beyond a wall on it, at rest along that axis.
+
+        A sudden stop in the window would look like a force, which the autoregression hands on.
+        """
+        x = window[..., -1:, :]
+        inside = x.clamp(self.low.to(x), self.high.to(x))
+        return torch.where(inside == x, window, inside)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write settings, weights, statistics and history; `load` reads them without running code from the file."""

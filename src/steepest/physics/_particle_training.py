@@ -149,7 +149,7 @@ def train(
         optimizer.param_groups[0]["lr"] = lr * (lr_final / lr) ** share
         drawn = [windows.draw(number) for number in windows.some(batch_size)]
         n_numbers = sum(target.numel() for _, _, target in drawn)
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         total = torch.zeros((), dtype=torch.float64)
         if own := drawn[rank::size]:
             batch = collate([(x, types) for x, types, _ in own], device)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from steepest.physics._particle_data import Trajectory
 from steepest.physics._particle_network import mlp
-from steepest.physics._upsampling import _default_radius, kernel_weights, neighbor_lists
+from steepest.physics._upsampling import default_radius, kernel_weights, neighbor_lists
 
 __all__ = ["DistanceKernel", "train_kernel"]
 
@@ -52,7 +52,7 @@ def train_kernel(
         if not len(asked):
             asked = chosen[:QUERIES]
         Y, X = (x[0, which].double().numpy() for which in (chosen, asked))
-        rows, columns, features = neighbor_lists(Y, X, _default_radius(Y) if radius is None else radius)
+        rows, columns, features = neighbor_lists(Y, X, default_radius(Y) if radius is None else radius)
         weights = kernel_weights(kernel(features.float()).double(), rows, features, len(X), order)
         u = (x[frame] - x[0]).double()
         found = torch.zeros(len(X), x.shape[2], dtype=torch.float64)

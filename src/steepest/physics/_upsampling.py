@@ -33,7 +33,7 @@ from torch import Tensor
 from steepest.core.errors import check, interval, one_of, optional, positive, value_error
 from steepest.geometry.graph import as_points, radius_neighbors
 
-__all__ = ["Upsampler", "kernel_weights", "neighbor_lists"]
+__all__ = ["Upsampler", "default_radius", "kernel_weights", "neighbor_lists"]
 
 Array = NDArray[np.float64]
 Kernel = Callable[[Tensor], Tensor]
@@ -121,7 +121,7 @@ class Upsampler:
             columns, values, self.n_linear = _moving_least_squares(Y, X, k)
             pointers = np.arange(0, k * len(X) + 1, k)
         else:
-            reach = _default_radius(Y) if radius is None else float(radius)
+            reach = default_radius(Y) if radius is None else float(radius)
             pieces = [
                 _kernel_rows(Y, X[first : first + KERNEL_BLOCK], reach, order, kernel)
                 for first in range(0, len(X), KERNEL_BLOCK)
@@ -284,7 +284,8 @@ def _kernel_rows(
     return columns.numpy(), alpha.numpy(), np.bincount(rows.numpy(), minlength=len(X))
 
 
-def _default_radius(samples: Array) -> float:
+def default_radius(samples: Array) -> float:
+    """Give the median distance of a sample from its 14th nearest other (27th in space)."""
     k = min(NEIGHBORS[samples.shape[1]], len(samples) - 1)
     radius = float(np.median(cKDTree(samples).query(samples, k=[k + 1])[0]))  # the first is the sample itself
     if radius == 0:

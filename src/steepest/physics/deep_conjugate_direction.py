@@ -40,7 +40,7 @@ from steepest.core.errors import at_least, boolean, check_params, kind_error, on
 from steepest.core.random import child_seeds, torch_generator
 from steepest.curvature.operators import aslinearoperator
 from steepest.physics._conjugate_direction_net import ConjugateDirectionNet, levels_for
-from steepest.physics._conjugate_directions import MEMORY, LinearSystem, product_with
+from steepest.physics._conjugate_directions import MEMORY, LinearSystem, dcdm, product_with
 from steepest.physics._direction_training import (
     Grid,
     Losses,
@@ -66,90 +66,6 @@ FIT_LIMITS = {
     "distributed": boolean(),
 }
 DTYPE = one_of(torch.float32, torch.float64)
-
-
-def dcdm(
-    A: Any,
-    b: Any,
-    direction: Callable[[Any], Any],
-    x0: Any = None,
-    *,
-    rtol: float = 1e-5,
-    atol: float = 0.0,
-    maxiter: int | None = None,
-    memory: int = 2,
-    recompute_every: int = 10,
-    check: bool = True,
-    callback: Callable[..., Any] | None = None,
-    full_output: bool = False,
-) -> Any:
-    """Solve ``A x = b`` along conjugate directions from any source (kaneda2023deep, Alg. 1).
-
-    Parameters
-    ----------
-    A : sparse or dense matrix, LinearOperator or callable; a Tensor or callable where `b` is one
-        Symmetric positive semidefinite, (n, n); a callable multiplies a vector of b's kind.
-    b : (n,) array or floating Tensor
-        In the range of `A`.
-    direction : callable
-        ``direction(r) -> q`` with r the residual divided by its norm; both (n,) and of b's kind. ``lambda r: r`` is CG.
-    x0 : (n,) array or Tensor, optional
-        Start; zero by default.
-    rtol, atol : float
-        Stop when ``||b - A x|| <= max(rtol ||b||, atol)`` (SciPy's rule and defaults).
-    maxiter : int, optional
-        10 n by default.
-    memory : int
-        Directions that are kept; 2 in the paper. 0 is steepest descent along what `direction` says.
-    recompute_every : int
-        Iterations between residuals computed anew; 1 in the official code.
-    check : bool
-        Whether to look for a lack of symmetry, by two products.
-    callback : callable, optional
-        ``callback(xk)`` after every iteration; StopIteration raised there ends the run.
-    full_output : bool
-        Return `stats` as well.
-
-    Returns
-    -------
-    x : of b's kind
-        In the common floating dtype of `A` and `b`. Zero for b = 0.
-    info : int
-        0 converged; > 0 the iterations done without; -1 no direction of descent was left (`A` is not positive definite
-        there, or products are not finite); -2 rounding has eaten the residual, rtol is out of reach in this dtype.
-    stats : dict
-        With `full_output`: `residuals` (norms of b - A x, from the start; by recurrence between recomputations),
-        `iterations`, `n_fallback` (iterations that took the residual as direction), `n_matvec` (all products, checks
-        too), `time_network` (seconds in `direction`), `message`.
-
-    Raises
-    ------
-    TypeError
-        `A` cannot multiply vectors of b's kind, or an argument is of the wrong kind.
-    ValueError
-        Shapes that do not fit, values that are not finite, options out of range, an `A` that is not symmetric, a
-        `direction` of another shape.
-
-    Examples
-    --------
-    >>> x, info = dcdm(np.diag([1.0, 2.0, 3.0]), np.ones(3), lambda r: r, rtol=1e-12)
-    >>> info, x.round(6).tolist()
-    (0, [1.0, 0.5, 0.333333])
-    """
-    errors.check("check", check, boolean())
-    system = LinearSystem(A, b, x0)
-    if check:
-        system.check_symmetric()
-    return system.solve(
-        direction,
-        rtol=rtol,
-        atol=atol,
-        maxiter=10 * system.n if maxiter is None else maxiter,
-        memory=memory,
-        recompute_every=recompute_every,
-        callback=callback,
-        full_output=full_output,
-    )
 
 
 class DeepConjugateDirection:

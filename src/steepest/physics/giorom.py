@@ -28,7 +28,8 @@ Departures, the paper's being ``GIOROM(node_input="velocities", skip=None, upsam
 ``fit(noise=3e-4, noise_unit="frame")``: (1) accelerations as inputs, the same information in the unit of what is
 predicted; (2) A, the least-squares autoregression that training starts from; (3) noise in units of the data's
 acceleration; (4) moving least squares for the other points; (5) the grid's result is added to h, where the official
-code replaces it; what else differs is said in the parts.
+code replaces it; (6) particles that are put back on a wall come to rest along that axis; what else differs is said in
+the parts.
 """
 
 from __future__ import annotations

@@ -23,9 +23,8 @@ solve for corrections of one global w. (6) ``start="running"``: the mean of earl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +41,11 @@ from steepest.core.errors import (
     value_error,
 )
 from steepest.core.random import child_seeds, fresh_seed, torch_generator
+from steepest.physics._constraint_rows import ConstraintData, constraint_rows, corrections, cut, sample_points
 from steepest.physics._expert_backends import BACKENDS, members, shared, solve_experts
 from steepest.physics._least_squares import Info, Settings
 from steepest.physics._pde import PDE, require_pde
-from steepest.physics._pointwise_rows import PointwiseLeastSquares, Rows, times
+from steepest.physics._pointwise_rows import PointwiseLeastSquares, Rows
 
 __all__ = ["HardConstraint", "HardConstraintMoE", "HardConstraintOutput"]
 
@@ -200,12 +200,16 @@ class HardConstraint(nn.Module):
             With ``on_failure="raise"`` when a solve did not converge.
         """
         inputs, names = self._checked(basis, initial_condition, params)
-        draws, here = self._generator(generator), _Data.of(self.pde, inputs, names)
-        there = here if self.backend != "torch.distributed" else _Data.of(self.pde, shared(self.backend, inputs), names)
+        draws, here = self._generator(generator), ConstraintData.of(self.pde, inputs, names)
+        there = (
+            here
+            if self.backend != "torch.distributed"
+            else ConstraintData.of(self.pde, shared(self.backend, inputs), names)
+        )
         if self.anchor == "global":
             whole = self._rows(here, (1,) * len(self.num_experts), draws)
             anchor, first = self._solve("batched", whole, "running_global", self.pde.start)
-            groups = _corrections(self._rows(there, self.num_experts, draws), shared(self.backend, [anchor])[0])
+            groups = corrections(self._rows(there, self.num_experts, draws), shared(self.backend, [anchor])[0])
             w, info = self._solve(self.backend, groups, "running", 0.0)
             w = anchor + w
             info["nit"], info["converged"] = info["nit"] + first["nit"], info["converged"] & first["converged"]
@@ -226,79 +230,30 @@ class HardConstraint(nn.Module):
 
         The rows are those of a forward pass in evaluation.
         """
-        data = _Data.of(self.pde, *self._checked(basis, initial_condition, params))
+        data = ConstraintData.of(self.pde, *self._checked(basis, initial_condition, params))
         B, K, N = len(basis), math.prod(self.num_experts), basis.shape[-1]
         if not isinstance(weights, Tensor) or weights.shape not in ((B, 1, N), (B, K, N)):
             raise value_error("weights", f"of shape ({B}, 1 or {K}, {N})", weights)
         draws = torch_generator(self._evaluation_seed)
         if self.anchor == "global":  # its sample comes first
-            self._sample((1,) * len(self.num_experts), draws, N)
+            sample_points(self.pde, (1,) * len(self.num_experts), self.num_sampled_points, draws, N)
         rows = members(self._rows(data, self.num_experts, draws))
         w = weights.detach().double().expand(B, K, N).reshape(-1, N)
         return PointwiseLeastSquares(tuple(rows), ridge=0.0).objective(w).view(B, K).sum(1)
 
-    # ------------------------------------------------------------------------------------------------------- the rows
+    # ------------------------------------------------------------------------------------------------------- the solve
 
-    def _rows(self, data: _Data, num_experts: tuple[int, ...], draws: torch.Generator) -> list[Rows]:
-        """Groups of rows whose tensors begin with (B, K): points of the boxes, boundary and initial rows for all."""
-        pde, grid, balanced = self.pde, self.pde.grid, self.row_scaling == "balanced"
-        index, used = self._sample(num_experts, draws, data.fields.shape[-1])
-        index, used = index.to(data.fields.device), used.to(data.fields.device)
-        B, K = len(data.fields), len(index)
-        number = used.sum(1, keepdim=True)
-
-        def of_box(x: Tensor) -> Tensor:  # (B, *grid, ...) -> (B, K, points, ...)
-            return x.flatten(1, len(grid)).index_select(1, index.flatten()).unflatten(1, index.shape)
-
-        def of_all(x: Tensor) -> Tensor:  # (B, ...) -> (B, K, ...), the same for every expert
-            return x[:, None].expand(B, K, *x.shape[1:])
-
-        def group(what: str, place: Callable[[Tensor], Tensor], weight: Tensor | float) -> Rows:
-            names = tuple(getattr(pde, f"{what}_terms"))
-            bases = tuple(place(data.terms[name]) for name in names)
-            added = tuple(place(data.added_terms[name]) for name in names) if data.added_terms else ()
-            rows = bases[0].shape[2:-1]
-            given: tuple[Tensor, ...]
-            if what == "initial":
-                given = (of_all(data.initial_condition),)
-            else:
-                given = tuple(
-                    of_all(p.view(-1, *(1,) * len(rows)).expand(B, *(1,) * len(rows))) for p in data.params.values()
-                )
-            function = _PointFunction(pde, what, names, tuple(data.params), relative=not balanced)
-            return Rows(function, bases, added, given, torch.as_tensor(weight).to(data.fields).expand(B, K, *rows))
-
-        scale = self.pde_weight * (pde.t_max / number.sqrt() if balanced else 1.0)
-        groups = [group("residual", of_box, scale * used)]
-        if pde.boundary_terms:
-            groups.append(group("boundary", of_all, 1 / math.sqrt(grid[0] - 1) if balanced else 1.0))
-        if pde.initial_terms:
-            groups.append(group("initial", of_all, 1 / math.sqrt(math.prod(grid[1:])) if balanced else 1.0))
-        return groups
-
-    def _sample(self, num_experts: tuple[int, ...], draws: torch.Generator, N: int) -> tuple[Tensor, Tensor]:
-        """Flat grid indices (K, S) of every box's points, and whether they count: boxes with fewer are filled up."""
-        inside = self.pde.points()
-        boxes = _boxes(torch.arange(inside.numel()).view(inside.shape), num_experts)
-        chosen = []
-        for box in boxes:
-            allowed = box[inside.flatten()[box]]
-            if len(allowed) < N:
-                raise value_error("basis", f"of at most {len(allowed)} fields, the number of points in a box", N)
-            if self.num_sampled_points is not None:
-                order = torch.randperm(len(allowed), generator=draws)
-                allowed = allowed[order[: self.num_sampled_points]]
-            chosen.append(allowed)
-        index = nn.utils.rnn.pad_sequence(chosen, batch_first=True)
-        used = torch.arange(index.shape[1]) < torch.tensor([len(points) for points in chosen])[:, None]
-        return index, used.double()
+    def _rows(self, data: ConstraintData, num_experts: tuple[int, ...], draws: torch.Generator) -> list[Rows]:
+        """Groups of rows whose tensors begin with (B, K), at points drawn for every box."""
+        sample = sample_points(self.pde, num_experts, self.num_sampled_points, draws, data.fields.shape[-1])
+        return constraint_rows(
+            self.pde, data, *sample, balanced=self.row_scaling == "balanced", pde_weight=self.pde_weight
+        )
 
     def _generator(self, generator: torch.Generator | None) -> torch.Generator:
         if generator is not None:
             return torch_generator(generator, name="generator")
         return self._draws if self.training else torch_generator(self._evaluation_seed)
-
-    # ------------------------------------------------------------------------------------------------------ the solve
 
     def _solve(self, backend: str, groups: list[Rows], buffer: str, start: float) -> tuple[Tensor, Info]:
         shape = (*groups[0].scale.shape[:2], groups[0].bases[0].shape[-1])
@@ -325,12 +280,12 @@ class HardConstraint(nn.Module):
                 setattr(self, name, torch.zeros_like(value))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _assembled(self, data: _Data, w: Tensor) -> Tensor:
+    def _assembled(self, data: ConstraintData, w: Tensor) -> Tensor:
         """Give ``u = Σ b_i w_i``, with every box's own weights."""
         grid, (B, _, N) = self.pde.grid, w.shape
         boxes, inside = "acegik"[: len(grid)], "bdfhjl"[: len(grid)]
         both = "".join(x + y for x, y in zip(boxes, inside, strict=True))
-        fields = data.fields.reshape(B, *_cut(grid, self.num_experts), N)
+        fields = data.fields.reshape(B, *cut(grid, self.num_experts), N)
         u = torch.einsum(f"z{both}n,z{boxes}n->z{both}", fields, w.reshape(B, *self.num_experts, N)).reshape(B, *grid)
         return u if data.added is None else u + data.added
 
@@ -429,67 +384,3 @@ class HardConstraintMoE(HardConstraint):
         check("anchor", anchor, one_of("none", "global"))
         check("backend", backend, one_of(*BACKENDS))
         self.num_experts, self.anchor, self.backend = tuple(num_experts), anchor, backend
-
-
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Input in float64: fields (B, *grid, N), what is added to their sum (B, *grid), the terms of both, the rest."""
-
-    fields: Tensor
-    added: Tensor | None
-    terms: dict[str, Tensor]  # (B, *rows, N)
-    added_terms: dict[str, Tensor]  # (B, *rows), or none
-    initial_condition: Tensor
-    params: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, pde: PDE, inputs: Sequence[Tensor], names: Sequence[str]) -> _Data:
-        basis, initial_condition, *params = inputs
-        fields, added = pde.ansatz(basis, initial_condition)
-        terms = {name: x.movedim(1, -1) for name, x in pde.terms(fields.movedim(-1, 1)).items()}
-        added_terms = {} if added is None else pde.terms(added)
-        return cls(fields, added, terms, added_terms, initial_condition, dict(zip(names, params, strict=True)))
-
-
-@dataclass(frozen=True)
-class _PointFunction:
-    """One of the equation's pointwise functions, of terms and data in the order of their names."""
-
-    pde: PDE
-    what: str
-    names: tuple[str, ...]
-    params: tuple[str, ...]
-    relative: bool
-
-    def __call__(self, terms: Sequence[Tensor], data: Sequence[Tensor]) -> Tensor:
-        named = dict(zip(self.names, terms, strict=True))
-        if self.what == "initial":
-            difference = self.pde.initial(named, data[0])
-            return difference / data[0] if self.relative else difference
-        return cast(Tensor, getattr(self.pde, self.what)(named, dict(zip(self.params, data, strict=True)) or None))
-
-
-def _corrections(groups: list[Rows], anchor: Tensor) -> list[Rows]:
-    """Put the anchor's (B, 1, N) terms into the constant part: what is left to solve for is the correction."""
-    moved = []
-    for rows in groups:
-        B, K = rows.scale.shape[:2]
-        w = anchor.expand(B, K, -1).flatten(0, 1)
-        fixed = [times(T.flatten(0, 1), w).unflatten(0, (B, K)) for T in rows.bases]
-        offsets = tuple(x + o for x, o in zip(fixed, rows.offsets, strict=True)) if rows.offsets else tuple(fixed)
-        moved.append(replace(rows, offsets=offsets))
-    return moved
-
-
-def _cut(grid: Sequence[int], num_experts: Sequence[int]) -> list[int]:
-    return [size for n, parts in zip(grid, num_experts, strict=True) for size in (parts, n // parts)]
-
-
-def _boxes(x: Tensor, num_experts: Sequence[int]) -> Tensor:
-    """(*grid) -> (K, points of a box), both in C order."""
-    d = x.ndim
-    order = (*range(0, 2 * d, 2), *range(1, 2 * d, 2))
-    return x.reshape(_cut(x.shape, num_experts)).permute(order).reshape(math.prod(num_experts), -1)

@@ -44,9 +44,13 @@ OWN: dict[str, tuple[str, ...]] = {
     "bsvrb": ("BSVRB v2", "BSVRB v1", "measured"),
     "sketched-newton": ("sketched Newton, gaussian", "sketched Newton, kaczmarz", "blocks, accelerated", "blocks"),
     "sinkhorn-newton": ("SNS", "paper's setting"),
+    "fedfix": ("FedFix, 0.5", "FedFix, 0.2", "FedFix, 0.8"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
     "augmented-covariance": ("augmented covariance", "automatic order and lag"),
+    "deep-conjugate-direction": ("DCDM", "DCDM, memory 0", "DCDM, memory 1", "DCDM, empty box", "DCDM, obstacles"),
+    "hard-constraint-moe": ("PI-HC-MoE",),
+    "giorom": ("GIOROM", "moving least squares", "inference", "whole frame"),
     "wing-pressure": ("geometry", "metric", "connection", "curvature"),
 }
 """The names under which a study draws its own method."""
@@ -89,6 +93,23 @@ NAME_SLOTS: dict[str, int] = {
     # transport
     "SNS": 1, "paper's setting": 3, "Sinkhorn": 6, "POT sinkhorn": 6, "POT stabilized": 2, "POT log": 7, "geomloss": 4,
     "ott-jax": 5, "POT emd": 8,
+    # federated
+    "FedFix, 0.5": 1, "FedFix, 0.2": 2, "FedFix, 0.8": 3, "asynchronous": 6, "FedBuff, 5": 5, "FedAvg": 7,
+    "asynchronous, identical": 6, "asynchronous, unbiased": 2, "FedFix, 0.5, identical": 1, "FedFix, 0.5, unbiased": 3,
+    "asynchronous, theory": 8, "FedFix, 0.5, theory": 8,
+    # linear solvers
+    "DCDM": 1, "DCDM, empty box": 1, "DCDM, obstacles": 2, "DCDM, memory 0": 3, "DCDM, memory 1": 4, "CG": 6,
+    "IC(0)-PCG": 2, "ILU-PCG": 3, "deflated CG": 5, "pyamg, Ruge-Stuben": 4, "pyamg, aggregation": 7,
+    "in proportion to the cells": 8, "white noise": 4, "smooth sources": 5, "smoke": 7,
+    # hard constraints
+    "PI-HC": 1, "PI-HC-MoE": 2, "PI-HC-MoE on PI-HC": 2, "PI-HC-MoE, anchored, on PI-HC": 3, "PI-HC-MoE, 2 workers": 3,
+    "PI-SC": 6, "PI-SC, equal time": 6, "PI-SC, equal steps": 7, "in proportion": 8, "persistence": 8,
+    "PI-SC, 15 s": 7, "PI-SC, 60 s": 6, "PI-HC, 15 s": 4, "PI-HC, 60 s": 1, "PI-HC-MoE, 60 s": 5,
+    # particles
+    "GIOROM": 3, "GNS": 6, "material point method": 8, "autoregression": 2, "constant velocity": 7,
+    "constant acceleration": 5, "gravity between walls": 4, "moving least squares": 3, "kernel integral": 6,
+    "nearest neighbor": 7, "radial basis functions": 1, "linear on triangles": 5, "PCA of early frames": 4,
+    "inference": 3, "whole frame": 1,
     # references and limits
     "256 sensors": 8, "vortex lattice": 8, "NeuralFoil": 8,
     "reference": 8, "limit": 8, "exact": 8, "dense": 8,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steepest.bilevel import BilevelProblem, bsvrb
 from steepest.bilevel.tasks import multi_block_weighting
+from steepest.studies.bsvrb_libraries import LIBRARIES, present
 from steepest.studies.bsvrb_rivals import METHODS, milliseconds, rsvrb, tuned_in_seconds
 from steepest.studies.context import Context, Unavailable
 
@@ -51,7 +52,7 @@ def _loss_scales(ctx: Context, name: str) -> float:
         raise Unavailable(f"no file {name} is in {folder}; LIBSVM's page of binary data sets has it")
     X, labels = load_svmlight_file(str(file))
     problem, _ = multi_block_weighting(100, ctx.seed, data=(X.toarray(), labels))
-    names = [key for key in METHODS if key != "RSVRB v1"]
+    names = [key for key in METHODS if key != "RSVRB v1" and (key not in LIBRARIES or key in present())]
     costs = milliseconds(problem, names, 10, rounds=1)
     losses = {}
     for key in names:

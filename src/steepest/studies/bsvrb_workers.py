@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steepest.bilevel import BilevelProblem, bsvrb
 from steepest.core.extras import require
-from steepest.core.parallel import ordered_map
+from steepest.core.parallel import joined_ray, ordered_map
 from steepest.studies.context import Unavailable
 from steepest.studies.provenance import peak_memory
 
@@ -81,13 +81,14 @@ def cluster(n: int) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, of future versions
         try:
-            ray.init(num_cpus=n, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            held = joined_ray(ray, n)
+            held.__enter__()
         except Exception as error:  # of no narrower kind where the machine is too busy for it
             raise Unavailable(f"Ray did not start: {str(error).splitlines()[0]}") from error
         try:
             yield
         finally:
-            ray.shutdown()
+            held.__exit__(None, None, None)
 
 
 def step_milliseconds(case: Case, workers: int, steps: int = 8) -> float:

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from steepest.core import records
@@ -30,9 +31,10 @@ from steepest.studies import registry
 from steepest.studies.context import Context, Event, Job, Unavailable
 from steepest.studies.provenance import code_fingerprint, cores, environment, peak_memory
 
-__all__ = ["finished", "first_rank", "run_many", "run_study"]
+__all__ = ["conduct", "finished", "first_rank", "lost", "run_many", "run_study"]
 
 Status = Literal["ok", "error", "skipped"]
+Conducted = tuple[RunRecord, list[Series], dict[str, dict[str, np.ndarray]]]
 
 
 def run_study(
@@ -43,6 +45,14 @@ def run_study(
     A study that raises gives a record with status ``error`` and the traceback; one that lacks an extra, data or an
     accelerator gives ``skipped`` with the reason. `KeyboardInterrupt` passes through and nothing is written.
     """
+    record, series, arrays = conduct(job, emit)
+    if store is not None:
+        store.write(record, series, arrays)
+    return record, series
+
+
+def conduct(job: Job, emit: Callable[[Event], None] | None = None) -> Conducted:
+    """Run one study here; what it measured, its series and the arrays of its pictures."""
     started, clock = datetime.now(UTC), time.perf_counter()
     status: Status = "ok"
     reason, trace, blank, ctx = "", "", "the study reported nothing for it", None
@@ -56,10 +66,7 @@ def run_study(
         status, reason, trace = "error", f"{type(error).__name__}: {error}", tb.format_exc()
         blank = "the study failed before it was measured"
     record = _record(job, ctx, status, reason, trace, blank, started, time.perf_counter() - clock)
-    series = [] if ctx is None else ctx.series_log
-    if store is not None:
-        store.write(record, series, ctx.arrays_log if ctx else None)
-    return record, series
+    return record, [] if ctx is None else ctx.series_log, {} if ctx is None else ctx.arrays_log
 
 
 def _record(
@@ -195,7 +202,7 @@ def run_many(
                     process.join()
                     event = {"event": "lost", "reason": f"its process ended with code {process.exitcode}"}
                 if event["event"] == "lost":
-                    event = {"event": "done", "record": _lost(job, store, event, time.perf_counter() - clock)}
+                    event = {"event": "done", "record": lost(job, store, event, time.perf_counter() - clock)}
                 tell(job, event)
                 if event["event"] == "done":
                     done[job.key] = event["record"]
@@ -222,7 +229,7 @@ def _remove_if_ours(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lost(job: Job, store: Store, event: Event, seconds: float) -> RunRecord:
+def lost(job: Job, store: Store, event: Event, seconds: float) -> RunRecord:
     """Record a study whose worker died or could not write; kept in the store where that is possible."""
     record = _record(
         job,

@@ -1,0 +1,117 @@
+"""The longer trainings of the hard-constraint study: all methods from scratch, on a column and on a vorticity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from steepest.studies.claim import bootstrap_interval
+from steepest.studies.context import Context
+from steepest.studies.hard_constraint_moe_training import (
+    HC,
+    LAYER,
+    MOE,
+    SC,
+    SMOOTHING,
+    Run,
+    Trained,
+    best_rates,
+    by_method,
+    dots,
+    flow,
+    moe_on_bases,
+    ratio,
+    score_of,
+    sorption,
+    train_all,
+    workers_of,
+)
+
+__all__ = ["trained_through", "vorticity"]
+
+
+def trained_through(ctx: Context) -> list[Trained]:
+    """101 x 256 points, the paper's start: all three methods from scratch, equal CPU time."""
+    nt, nx, n_test, seconds, tuning, sampled = ctx.pick(
+        tiny=(8, 16, 2, 0.2, 0.1, 16), quick=(101, 256, 8, 5.0, 2.0, 2048), full=(101, 256, 64, 60.0, 20.0, 2048),
+        paper=(101, 256, 64, 60.0, 20.0, 2048),
+    )  # fmt: skip
+    network = {"modes": (8, 8), "widths": (32,) * 6, "head": 128, "output_activation": None}
+    if ctx.scale == "tiny":
+        network |= {"modes": (2, 2), "widths": (4, 4), "head": 8}
+    problem = sorption(nt, nx, n_test, ctx.seed + 1, network=network, layer=LAYER | {"num_sampled_points": sampled},
+                       compatible=False, smoothing=SMOOTHING, skip_corner=5 if ctx.scale != "tiny" else 1)  # fmt: skip
+    workers, methods = workers_of(ctx), (SC, HC, MOE)
+    rates = best_rates(problem, methods, ctx.seed, tuning, workers)
+    ctx.note(f"101 x 256 points: learning rates {rates} of two each; PI-HC samples {sampled} points, each of four "
+             f"experts {sampled}.")  # fmt: skip
+    jobs = [Run(problem, m, seed, rates[m], max_seconds=seconds) for seed in ctx.seeds for m in methods]
+    found = by_method(train_all(jobs, workers))
+    steps = int(np.median([t.steps for t in found[MOE]]))
+    equal = train_all([Run(problem, SC, seed, rates[SC], steps) for seed in ctx.seeds], workers)
+    shared = replace(problem, layer=problem.layer | {"num_sampled_points": 4 * sampled})
+    same_points = train_all([Run(shared, HC, ctx.seeds[0], rates[HC], max(3, steps // 8))], 1)
+    ratio(ctx, "moe-trained-sc", found[MOE], found[SC])
+    ratio(ctx, "moe-trained-hc", found[MOE], found[HC])
+    ratio(ctx, "moe-trained-hc-paper", found[MOE], found[HC])
+    ratio(ctx, "moe-trained-sc-steps", found[MOE], equal)
+    ratio(ctx, "adherence-moe", found[MOE], found[SC], "residual")
+    for claim, part in (("hc", "residual"), ("initial", "initial"), ("boundary", "boundary")):
+        ratio(ctx, f"adherence-{claim}", found[HC], found[SC], part)
+    per_step = {
+        name: np.median(np.diff(t.history["seconds"])) for name, t in ((MOE, found[MOE][0]), (HC, same_points[0]))
+    }
+    ctx.measured("step-time-experts", float(per_step[MOE] / per_step[HC]))
+    spreads = {m: _spread([float(np.mean(t.history["fun"][-5:])) for t in found[m]]) for m in (HC, MOE)}
+    ctx.measured("stable-spread", spreads[MOE] / spreads[HC])
+    dots(ctx, "trained", {**found, "PI-SC, equal steps": equal})
+    told = "; ".join(f"{m} {np.median([t.steps for t in found[m]]):.0f}" for m in methods)
+    ctx.note(f"101 x 256 points: steps in {seconds:.0f} CPU seconds: {told}.")
+    return [*(t for m in methods for t in found[m]), *equal]
+
+
+# -------------------------------------------------------------------------------------------------------- Navier-Stokes
+
+
+def vorticity(ctx: Context) -> list[Trained]:
+    """16 x 32 x 32 points: short and longer training."""
+    at_full = (16, 32, 8, 15.0, 60.0)
+    nt, n, n_test, short, long = ctx.pick(tiny=(4, 8, 2, 0.2, 0.2), quick=at_full, full=at_full, paper=at_full)
+    network = {"modes": (4, 4, 4), "widths": (12,) * 5, "head": 48, "output_activation": None}
+    if ctx.scale == "tiny":
+        network |= {"modes": (1, 1, 1), "widths": (4, 4), "head": 8}
+    layer = LAYER | {"pde_weight": 1.0, "num_sampled_points": 2048 if ctx.scale != "tiny" else 32}
+    problem = flow(nt, n, n_test, ctx.seed + 2, network=network, layer=layer)
+    workers = workers_of(ctx)
+    first = by_method(
+        train_all([Run(problem, m, seed, 4e-3, max_seconds=short) for seed in ctx.seeds for m in (SC, HC)], workers)
+    )
+    swapped = [moe_on_bases(t, "none") for t in first[HC]]
+    later = by_method(
+        train_all([Run(problem, m, seed, 4e-3, max_seconds=long) for seed in ctx.seeds for m in (SC, HC, MOE)], workers)
+    )
+    truth = problem.test[1]
+    still = torch.linalg.vector_norm((truth - truth[:, :1]).flatten(1), dim=1)
+    persistence = float(np.median((still / torch.linalg.vector_norm(truth.flatten(1), dim=1)).numpy()))
+    ratio(ctx, "flow-hc-sc", first[HC], first[SC])
+    ratio(ctx, "flow-moe-bases", swapped, first[HC])
+    by_seed = zip(first[SC], first[HC], swapped, strict=True)
+    worst = [max(score_of(x).error for x in group) / persistence for group in by_seed]
+    ctx.measured("flow-persistence", float(np.median(worst)), bootstrap_interval(worst, statistic=np.median))
+    ratio(ctx, "flow-moe-trained", later[MOE], later[HC])
+    ratio(ctx, "flow-moe-trained-sc", later[MOE], later[SC])
+    ratio(ctx, "flow-hc-sc-long", later[HC], later[SC])
+    dots(ctx, "flow", {
+        f"PI-SC, {short:.0f} s": first[SC], f"PI-HC, {short:.0f} s": first[HC], f"{MOE} on PI-HC": swapped,
+        f"PI-SC, {long:.0f} s": later[SC], f"PI-HC, {long:.0f} s": later[HC], f"{MOE}, {long:.0f} s": later[MOE],
+    })  # fmt: skip
+    ctx.series("flow", [persistence], method="persistence")
+    ctx.note(f"vorticity: persistence has a relative error of {persistence:.2f}; learning rate 4e-3 for all.")
+    return [t for found in (first, later) for group in found.values() for t in group]
+
+
+def _spread(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / float(np.median(values))
