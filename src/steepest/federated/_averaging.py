@@ -26,7 +26,7 @@ from steepest.federated.engine import (
     weighted_sum,
 )
 
-__all__ = ["AveragingRule"]
+__all__ = ["AveragingRule", "read_weights"]
 
 Weights = Literal["unbiased", "identical"] | Sequence[float]
 Importance = Literal["samples", "uniform"] | Sequence[float]
@@ -65,9 +65,9 @@ class AveragingRule(ServerRule):
             raise value_error("staleness", 'None, "polynomial" or callable', staleness)
         if server_optimizer is not None and not callable(server_optimizer):
             raise kind_error("server_optimizer", "callable or None", server_optimizer)
-        self.importance = _read("importance", importance, ("samples", "uniform"))
-        self.weights = _read("weights", weights, ("unbiased", "identical"))
-        self.times = _read("times", times, ("auto", "expected", "observed"))
+        self.importance = read_weights("importance", importance, ("samples", "uniform"))
+        self.weights = read_weights("weights", weights, ("unbiased", "identical"))
+        self.times = read_weights("times", times, ("auto", "expected", "observed"))
         if not isinstance(self.times, str) and not np.all(self.times > 0):
             raise value_error("times", "positive seconds", times)
         self.server_lr, self.staleness, self.normalise_steps = server_lr, staleness, normalise_steps
@@ -241,7 +241,7 @@ class AveragingRule(ServerRule):
         self.refresh()
 
 
-def _read(name: str, value: Any, words: tuple[str, ...]) -> Any:
+def read_weights(name: str, value: Any, words: tuple[str, ...]) -> Any:
     """One of the words, or an array of numbers that are not negative and not all zero."""
     if isinstance(value, str):
         check(name, value, one_of(*words))

@@ -23,7 +23,7 @@ FORMAT = 1
 def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write to a temporary name, then rename, so that a crash leaves the last whole file."""
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".tmp")
     os.close(handle)
     try:
         torch.save(state, temporary)

@@ -24,7 +24,7 @@ from scipy.optimize import OptimizeResult
 from torch import Tensor
 
 from steepest.core.errors import at_least, boolean, check, kind_error, nonnegative, optional, positive, value_error
-from steepest.federated._averaging import _read as read_weights
+from steepest.federated._averaging import read_weights
 from steepest.federated._query_client import Function, QueryClient, clipped, read_model
 from steepest.federated._seeds import RULE, stream
 from steepest.federated._session import FederatedResult
@@ -155,6 +155,7 @@ class QueryRule(ServerRule):
         if self.phase == "init":
             self.take_lengthscale()
             self.fun = self.mean_value()
+            self.take_weights()
             return self.note([])
         if self.phase == "local":
             return self.move()
@@ -168,7 +169,7 @@ class QueryRule(ServerRule):
                 self.fun = self.mean_value()
             if self.take_lengthscale():
                 return self.ask("compress", {"lengthscale": self.lengthscale_})
-        self.local_weights = {c: reply["w"] for c, reply in sorted(self.replies.items()) if "w" in reply}
+        self.take_weights()
         return self.note([Aggregated(self.movers, self.applied, [0] * len(self.movers))])
 
     def move(self) -> list[Command]:
@@ -237,6 +238,10 @@ class QueryRule(ServerRule):
             return None
         p = self.shares(self.local_weights)
         return torch.from_numpy(p) @ torch.stack([w for _, w in sorted(self.local_weights.items())])
+
+    def take_weights(self) -> None:
+        """Keep what was sent for the average; what a client sent before is out of date."""
+        self.local_weights = {c: reply["w"] for c, reply in sorted(self.replies.items()) if "w" in reply}
 
     def take_lengthscale(self) -> bool:
         """Agree on the median of the length scales that were sent, if any were."""

@@ -40,7 +40,8 @@ __all__ = ["RayEngine"]
 _POLL = 1.0  # seconds between looks at clients that may hang
 _START_LIMIT = 300.0  # seconds for the workers to come up
 _DEATHS_IN_A_ROW = 10
-_PATIENCE = 10  # a task is called slow after this many times the longest one seen
+_PATIENCE = 10  # a task seems to hang after this many times the longest one seen,
+_IMPORTS = 5.0  # and no sooner than this many seconds, which a worker's first task may need to load libraries
 
 
 class RayEngine:
@@ -392,7 +393,9 @@ class _RaySession(Session):
             if limit is not None and at_work > limit:
                 self.cluster.ray.kill(worker.actor)
                 found += self.replace(k, "timeout", f"no reply within {limit:g} s")
-            elif limit is None and not self.warned and at_work > max(_PATIENCE * self.longest, _POLL):
+            elif (
+                limit is None and not self.warned and self.longest and at_work > max(_PATIENCE * self.longest, _IMPORTS)
+            ):
                 self.warned = True
                 client = worker.tasks[0][1].client
                 text = f"client {client} has worked for {at_work:.1f} s, {_PATIENCE} times the longest task so far"

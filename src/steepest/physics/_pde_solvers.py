@@ -101,17 +101,18 @@ def solve_diffusion_sorption(
         R = 1 + sorbed * (np.maximum(u, 0) + 1e-6) ** (n_f - 1)
         return np.asarray(D / R * (wide[:-2] - 2 * u + wide[2:]) / h**2)
 
-    found = solve_ivp(
-        velocity,
-        (0.0, t_max),
-        start,
-        method="BDF",
-        t_eval=np.linspace(0.0, t_max, nt),
-        rtol=rtol,
-        atol=rtol / 100,
-        jac_sparsity=diags([np.ones(n - 1), np.ones(n), np.ones(n - 1)], [-1, 0, 1]),
-    )
-    if not found.success:
+    with np.errstate(invalid="ignore", over="ignore"):  # SciPy's BDF subtracts rows that it has not filled yet
+        found = solve_ivp(
+            velocity,
+            (0.0, t_max),
+            start,
+            method="BDF",
+            t_eval=np.linspace(0.0, t_max, nt),
+            rtol=rtol,
+            atol=rtol / 100,
+            jac_sparsity=diags([np.ones(n - 1), np.ones(n), np.ones(n - 1)], [-1, 0, 1]),
+        )
+    if not found.success or not np.isfinite(found.y).all():
         raise FloatingPointError(
             f"the integrator stopped at t = {found.t[-1] if len(found.t) else 0.0:.4g}: {found.message}"
         )
