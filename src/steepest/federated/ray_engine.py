@@ -2,7 +2,9 @@
 
 Clients are hosted by a few worker processes, not one each: a process holds hundreds of megabytes as soon as it has
 imported torch. A worker takes its clients' tasks in turn. When one dies, only the task that it was working on has
-failed; its other tasks are sent again with the same seeds to the process that replaces it.
+failed; its other tasks are sent again with the same seeds to the process that replaces it. A process that dies may take
+with it the reply to the task before, so where several were on their way, they are sent again one by one until it is
+seen which one kills.
 """
 
 from __future__ import annotations
@@ -188,6 +190,9 @@ class _Worker:
     head_since: float = math.inf
     """When it began with its first task, in seconds of a monotonic clock."""
     deaths: int = 0
+    held: deque[tuple[Task, State, float | None]] = field(default_factory=deque)
+    """Tasks that wait for the one at work, because one of them has killed the process."""
+    in_doubt: bool = False
 
 
 class _Cluster:
@@ -238,12 +243,22 @@ class _Cluster:
     def submit(self, task: Task, model: State, seconds: float | None) -> None:
         """Send a task to its client's worker; a model version travels once."""
         worker = self.workers[task.client % len(self.workers)]
+        if worker.in_doubt and worker.tasks:
+            worker.held.append((task, model, seconds))
+            return
         if task.version not in self.models:
             self.models[task.version] = self.ray.put(model)
         reference = worker.actor.fit.remote(self.models[task.version], task, seconds)
         worker.tasks.append((reference, task))
         if len(worker.tasks) == 1 and worker.ping is None:
             worker.head_since = time.monotonic()
+
+    def submit_held(self, worker: _Worker) -> None:
+        """Send the next task of a worker in doubt, once the one before has come back."""
+        if worker.in_doubt and not worker.tasks:
+            if worker.held:
+                self.submit(*worker.held.popleft())
+            worker.in_doubt = bool(worker.held)
 
     def forget_models(self, in_use: set[int]) -> None:
         """Let Ray free the models that no task needs any more."""
@@ -342,6 +357,7 @@ class _RaySession(Session):
                 worker.tasks.popleft()
                 worker.deaths, worker.head_since = 0, time.monotonic()
                 found.append(self.answered(task, answer))
+                self.cluster.submit_held(worker)
         except ray.exceptions.RayActorError as error:
             found += self.replace(k, "died", f"its worker died: {str(error).splitlines()[0]}")
         return found
@@ -358,7 +374,7 @@ class _RaySession(Session):
         return finished, lambda: self.deliver(task.client, outcome, to_ns(started), to_ns(finished))
 
     def replace(self, k: int, kind: Any, text: str) -> list[tuple[float, Callable[[], None]]]:
-        """Put a new process in the place of worker `k`; only the task that it was at has failed."""
+        """Put a new process in the place of worker `k`; only the task that it was at has failed, once it is known."""
         old = self.cluster.workers[k]
         if old.deaths + 1 >= _DEATHS_IN_A_ROW:
             raise RuntimeError(
@@ -367,11 +383,13 @@ class _RaySession(Session):
         new = self.cluster.workers[k] = self.cluster.start(k)
         new.deaths = old.deaths + 1
         found: list[tuple[float, Callable[[], None]]] = []
-        if old.tasks and (old.ping is None):
+        unclear = kind == "died" and len(old.tasks) > 1
+        new.in_doubt = unclear or bool(old.held)
+        if old.tasks and old.ping is None and not unclear:
             _, failed = old.tasks.popleft()
             moment, outcome = self.clock(), Outcome(None, kind, text)
             found = [(moment, lambda: self.deliver(failed.client, outcome, to_ns(moment), to_ns(moment)))]
-        for _, task in old.tasks:
+        for task in [task for _, task in old.tasks] + [task for task, _, _ in old.held]:
             again = replace(task, attempt=task.attempt + 1)
             _, model, began = self.in_flight[task.client]
             self.in_flight[task.client] = again, model, began
