@@ -1,5 +1,6 @@
 """Tests of the FedFix study: curves, closed forms, the paper's images made up, and a tiny run."""
 
+import json
 import sys
 import types
 
@@ -11,7 +12,7 @@ from steepest.studies import fedfix as study
 from steepest.studies import fedfix_engine as engine
 from steepest.studies import fedfix_paper as paper
 from steepest.studies import fedfix_training as training
-from steepest.studies.context import Context, Job
+from steepest.studies.context import Context, Job, Unavailable
 from tests.studies import check_study as check
 
 
@@ -93,5 +94,27 @@ def test_the_papers_images(monkeypatch):
     monkeypatch.setattr(paper, "convolutional", lambda: torch.nn.Sequential(torch.nn.Flatten(), training.mlp(3072, 10)))
     found = Context(study, Job("fedfix", "paper", n_seeds=1, max_steps=1))
     study.run(found)
-    assert {name for name, m in found._measured.items() if m[0] is not None} == {"paper-mnist", "paper-cifar10"}
+    assert {name for name, m in found._measured.items() if m[0] is not None} == {
+        f"paper-{name}{ending}" for name in ("mnist", "cifar10") for ending in ("", "-even")
+    }
     assert whole(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_papers_roles(tmp_path, monkeypatch):
+    folder = tmp_path / "shakespeare"
+    folder.mkdir()
+    lines = {f"ROLE {k}": {"x": ["to be or not to be that is"] * (3 + k), "y": list("abc" + "d" * k)} for k in range(4)}
+    (folder / "all.json").write_text(json.dumps({"users": list(lines), "user_data": lines}))
+    X, y, parts, n = paper._roles(tmp_path, 3)
+    assert [len(part) for part in parts] == [6, 5, 4]  # those with most lines
+    assert X.shape == (15, 26)
+    assert n == len(set("to be or not to be that is" + "abcd"))
+    assert torch.equal(y[parts[2]], y[parts[0]][:4])
+    there = paper.role_federation(0, roles=(X, y, parts, n))
+    monkeypatch.setattr(training, "ROWS", 2)
+    curve = training.train(training.Run("FedAvg", 0.1, 0, 2.0, 1, spread=0.0), lambda seed: there)
+    assert curve.n_aggregations == 2
+    with pytest.raises(Unavailable, match="4 roles"):
+        paper._roles(tmp_path, 5)
+    with pytest.raises(Unavailable, match="LEAF"):
+        paper._roles(folder, 3)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +22,7 @@ from steepest.federated import (
     FailureModel,
     FedAvg,
     FedBuff,
+    FederatedResult,
     FedFix,
     FunctionClient,
     RayEngine,
@@ -28,10 +32,11 @@ from steepest.federated import (
     linear_speeds,
     replay,
 )
+from steepest.studies import fedfix_flower
 from steepest.studies.context import Context
 from steepest.studies.provenance import peak_memory
 
-__all__ = ["measure_real", "measure_simulated"]
+__all__ = ["measure_flower", "measure_real", "measure_simulated"]
 
 CENTERS = np.array([[-2.0, 1.0], [0.5, 3.0], [4.0, -1.0], [1.0, 0.0]])
 START = {"w": torch.zeros(2, dtype=torch.float64)}
@@ -92,10 +97,13 @@ def _equal(a: Any, b: Any) -> bool:
 
 def tasks_per_second(until: float) -> float:
     """Tasks of ten clients without work, 650 parameters, per CPU second of the simulation."""
-    engine = SimulatedEngine([nothing(650)] * 10, speeds=linear_speeds(10), record=())
     start = time.process_time()
-    result = engine.run(FedFix(0.2), {"w": torch.zeros(650)}, until=until)
-    return result.n_tasks / (time.process_time() - start)
+    return _simulate_nothing(until).n_tasks / (time.process_time() - start)
+
+
+def _simulate_nothing(until: float) -> FederatedResult:
+    engine = SimulatedEngine([nothing(650)] * 10, speeds=linear_speeds(10), record=())
+    return engine.run(FedFix(0.2), {"w": torch.zeros(650)}, until=until)
 
 
 def memory(until: float) -> float:
@@ -132,9 +140,37 @@ def measure_real(ctx: Context) -> None:
     exact, loss = _faults()
     ctx.measured("faults-dropped", exact)
     ctx.measured("faults-loss", loss)
-    engine = RayEngine([nothing(650)] * 10, workers=2, record=())
-    result = engine.run(FedFix(0.05), {"w": torch.zeros(650)}, until=5.0)
-    ctx.note(f"Ray, ten clients without work on two workers: {result.n_tasks / result.time:.0f} tasks a second.")
+
+
+def measure_flower(ctx: Context) -> None:
+    """Tasks a second beside Flower's, in the same minute, on ten clients that do no work; in seconds of the clock."""
+    claims = ("flower", "flower-ray")
+    python = ctx.options.get("flower-python", sys.executable if installed("flwr") else None)
+    if python is None or ctx.scale == "tiny" or not installed("ray"):
+        for claim in claims:
+            ctx.skipped(claim, 'needs ray and an environment with Flower: pip install "flwr[simulation]" in one of its '
+                        "own, then --option flower-python=its/bin/python")  # fmt: skip
+        return
+    start = time.perf_counter()
+    simulated = _simulate_nothing(200.0).n_tasks / (time.perf_counter() - start)
+    # workers answer at once, as Flower's do; a rule in rounds on both
+    result = RayEngine([nothing(650)] * 10, workers=2, record=()).run(
+        FedAvg(), {"w": torch.zeros(650)}, max_aggregations=100
+    )
+    real = result.n_tasks / result.time
+    with tempfile.TemporaryDirectory() as folder:  # Flower writes where it runs
+        told = subprocess.run(
+            [os.path.abspath(python), str(Path(fedfix_flower.__file__).resolve()), "20"], cwd=folder, text=True,
+            capture_output=True, timeout=600, check=False, env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+        )  # fmt: skip
+    if told.returncode:
+        for claim in claims:
+            ctx.skipped(claim, f"Flower did not run: {told.stderr.strip().splitlines()[-1][:200]}")
+        return
+    flower = json.loads(told.stdout.splitlines()[-1])["tasks_per_second"]
+    ctx.measured("flower", simulated / flower)
+    ctx.measured("flower-ray", real / flower)
+    ctx.note(f"Tasks without work a second: simulated {simulated:.0f}, Ray {real:.0f}, Flower {flower:.0f}.")
 
 
 def _replayed(make: Any) -> bool:
@@ -163,10 +199,11 @@ def _emulated(until: float) -> tuple[float, float]:
     return float(np.mean(agree)), max(abs(b["loss"] / a["loss"] - 1) for a, b in pairs)
 
 
-def _faults(settled: int = 15) -> tuple[float, float]:
+def _faults(until: float = 45.0) -> tuple[float, float]:
     """One of ten clients dies, one hangs, one returns NaN.
 
-    Whether just those are dropped and the run goes on, and the final loss beside that of a run without them, less 1.
+    Whether just those are dropped and the run goes on to its end; its final loss beside that of a run without them,
+    less 1.
     """
 
     def broken(kind: str) -> FunctionClient:
@@ -183,18 +220,11 @@ def _faults(settled: int = 15) -> tuple[float, float]:
     places = {2: "dies", 5: "hangs", 9: "nan"}
     left = iter(sound)
     clients = [broken(places[k]) if k in places else next(left) for k in range(10)]
-    rule, rest = FedFix(0.2, importance="uniform", max_failures=2), iter(range(settled))
-
-    def go_on_for_a_while(intermediate_result: Any) -> None:
-        if len(rule.dropped) == len(places) and next(rest, None) is None:
-            raise StopIteration
-
-    result = RayEngine(clients, workers=4, task_timeout=1.0).run(
-        rule, START, until=120.0, evaluate=_objective, callback=go_on_for_a_while
-    )
-    dropped = float(sorted(result.dropped) == sorted(places) and result.message == "callback")
+    rule = FedFix(0.2, importance="uniform", max_failures=2)
+    result = RayEngine(clients, workers=4, task_timeout=1.0).run(rule, START, until=until, evaluate=_objective)
+    dropped = float(sorted(result.dropped) == sorted(places) and result.message == "until")
     alone = RayEngine(sound, workers=4).run(
-        FedFix(0.2, importance="uniform"), START, max_aggregations=3 * settled, until=60.0, evaluate=_objective
+        FedFix(0.2, importance="uniform"), START, max_aggregations=45, until=60.0, evaluate=_objective
     )
     last = [np.mean([row["loss"] for row in itertools.islice(reversed(r.history), 5)]) for r in (result, alone)]
     return dropped, float(last[0] / last[1] - 1)
