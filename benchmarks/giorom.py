@@ -87,6 +87,8 @@ def message_passing(layer: GraphLayer) -> Callable[[Tensor, Tensor, Tensor], Ten
     from torch_geometric.nn import MessagePassing
 
     class Interaction(MessagePassing):  # type: ignore[misc]
+        __module__ = MessagePassing.__module__  # where it looks annotations up; this file may be no module by name
+
         def __init__(self, message: nn.Module, update: nn.Module) -> None:
             super().__init__(aggr="sum")
             self.first, self.second = message, update

@@ -15,7 +15,7 @@ import torch
 
 from _rows import Row, alone, compared, fastest, fitted, interleaved, rows_of
 from steepest.core.extras import MissingExtra
-from steepest.studies.hard_constraint_moe_costs import LayerProblem, jaxopt_task, many_tasks
+from steepest.studies.hard_constraint_moe_costs import LayerProblem, jaxopt_task, many_tasks, optimistix_task
 
 B, R, N, K = 64, 2000, 16, 4
 GRIDS = ((32, 64), (64, 64), (64, 128), (128, 128), (128, 256))
@@ -30,12 +30,13 @@ def bench(progress: Callable[[float], None] | None = None) -> list[Row]:
 def _many() -> list[Row]:
     tasks, what = many_tasks(B, R, 0), f"{B} fits of {R} rows and {N} unknowns, to 1e-8"
     peers = {"scipy least_squares, in a loop": tasks["SciPy"]}
-    with contextlib.suppress(MissingExtra):
-        peers["vmapped jaxopt"] = jaxopt_task(B, R, 0)
-    for task in (tasks["ours"], *peers.values()):
-        task()
+    for name, task in (("vmapped jaxopt", jaxopt_task), ("vmapped optimistix", optimistix_task)):
+        with contextlib.suppress(MissingExtra):
+            peers[name] = task(B, R, 0)
+    for solve in (tasks["ours"], *peers.values()):
+        solve()
     seconds = interleaved({"ours": tasks["ours"], **peers}, 7, CPU)
-    bounds = {"vmapped jaxopt": "<= 0.667"}
+    bounds = {"vmapped jaxopt": "<= 0.667", "vmapped optimistix": None}
     return [compared(f"many solves, {peer}", seconds, peer, bounds.get(peer, "<= 0.333"), what) for peer in peers]
 
 

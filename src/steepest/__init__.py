@@ -7,19 +7,37 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steepest import bilevel, constrained, curvature, geometry, landscape, manifold, optim, physics, transport
+    from steepest import (
+        bilevel,
+        constrained,
+        convex,
+        curvature,
+        federated,
+        geometry,
+        landscape,
+        manifold,
+        optim,
+        particles,
+        physics,
+        policy,
+        transport,
+    )
 
 __version__ = _version("steepest")
 __all__ = [
     "__version__",
     "bilevel",
     "constrained",
+    "convex",
     "curvature",
+    "federated",
     "geometry",
     "landscape",
     "manifold",
     "optim",
+    "particles",
     "physics",
+    "policy",
     "transport",
 ]
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from steepest.physics._conjugate_direction_net import ConjugateDirectionNet, dcdm_loss, levels_for
 from steepest.physics._direction_training import Symmetry, differentiable_product
 from steepest.physics._poisson import PoissonStencil, poisson_matrix, random_obstacles
-from steepest.physics._ritz import matrix_operator, ritz_mixtures, ritz_right_hand_sides
+from steepest.physics._ritz import RitzMixtures, matrix_operator, ritz_mixtures, ritz_right_hand_sides
 from steepest.physics.deep_conjugate_direction import DeepConjugateDirection, dcdm
 
 SHAPE = (9, 7)
@@ -424,13 +424,53 @@ def test_without_gradients_sums_take_no_new_memory_and_change_nothing():
     assert torch.equal(r, before)
 
 
-def test_pairs_add_little_at_first():
+def test_pairs_and_the_last_layer_add_little_at_first():
     weights = ConjugateDirectionNet(2, filters=16, levels=2, pairs=2, use_mask=False).state_dict()
     bound = math.sqrt(6 / (2 * 16 * 9))
     for name, w in weights.items():
         if w.shape == (16, 16, 3, 3):
             expected = bound * (0.1 if "body.1." in name else 1.0)
-            assert 0.9 * expected < float(w.abs().max()) <= expected, name
+            assert 0.9 * expected < float(w[2:].abs().max()) <= expected, name
+    assert 0.05 < float(weights["last.weight"][0, 2:].abs().max()) <= 0.1 * math.sqrt(6 / 17)
+
+
+@pytest.mark.parametrize(("dim", "levels"), [(2, 1), (2, 3), (3, 2)])
+def test_a_fresh_network_blurs_the_residual_and_its_coarse_means(dim, levels):
+    net = ConjugateDirectionNet(dim, filters=4, levels=levels, pairs=2, seed=3).double()
+    with torch.no_grad():  # leave the carried filters alone
+        net.last.weight[:, 2:] = 0.0
+        for part in (net.head, net.coarse):
+            for name, weight in part.named_parameters():
+                if "body.1." in name:
+                    weight[:2] = 0.0
+    r = torch.randn(2, 1, *(16,) * dim, dtype=torch.float64, generator=generator())
+    pool = functional.avg_pool2d if dim == 2 else functional.avg_pool3d
+    conv = functional.conv2d if dim == 2 else functional.conv3d
+    expected = r.clone()
+    for level in range(1, levels + 1):
+        means = pool(r, 2**level)
+        for axis in range(2, dim + 2):
+            means = means.repeat_interleave(2**level, axis)
+        expected += means
+    binomial = np.array([1.0, 2.0, 1.0]) / 4
+    kernel = binomial
+    for _ in range(dim - 1):
+        kernel = np.multiply.outer(kernel, binomial)
+    kernel = torch.as_tensor(kernel)[None, None]
+    for _ in range(2):
+        expected = expected + 3 * conv(conv(expected, kernel, padding=1), kernel, padding=1)
+    torch.testing.assert_close(net(r), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 3, 5])
+def test_a_fresh_network_is_far_from_the_plateau(levels):
+    A, stencil = poisson_matrix((32, 32)), PoissonStencil((32, 32), dtype=torch.float32)
+    b = torch.as_tensor(ritz_right_hand_sides(A, 16, 100)).float().reshape(16, 1, 32, 32)
+    for seed in range(3):
+        with torch.no_grad():
+            assert float(dcdm_loss(ConjugateDirectionNet(2, levels=levels, pairs=2, seed=seed)(b), b, stencil)) < 0.6
+    one = ConjugateDirectionNet(2, filters=1, seed=0)  # no room for both signs
+    assert one(b).shape == b.shape
 
 
 # ---------------------------------------------------------------------------------------------------------- the loss
@@ -508,6 +548,20 @@ def test_mixtures_weigh_the_lower_half():
     assert more[:14].min() > 10 * more[14:].max()
 
 
+def test_tilted_mixtures_are_smoother_by_a_power_of_the_ritz_values():
+    found = ritz_mixtures(matrix_operator(np.diag(np.linspace(1, 4, 12))), 12, generator=generator())
+    plain = found.coefficients(400, generator(1))
+    tilted = found.coefficients(400, generator(1), 2.0)
+    ratio = torch.log(tilted / plain)
+    powers = ratio[:, 0] / torch.log(found.values[0] / found.values[-1])
+    expected = powers[:, None] * torch.log(found.values / found.values[-1])
+    torch.testing.assert_close(ratio, expected, rtol=1e-9, atol=1e-9)
+    assert float(powers.min()) > -2.0
+    assert float(powers.max()) == 0.0
+    assert 0.4 < float((powers < 0).double().mean()) < 0.6
+    assert float(powers[powers < 0].mean()) == pytest.approx(-1.0, abs=0.15)
+
+
 def test_no_ghosts_and_no_null_vectors():
     solid = random_obstacles((16, 16), 3, 0)
     A = poisson_matrix((16, 16), solid, "neumann")
@@ -567,7 +621,7 @@ def test_a_few_seconds_of_training_beat_conjugate_gradients(trained):
 
 
 def test_training_leaves_the_plateau():
-    """With Glorot's weights throughout, y hardly depends on the sign of b: this seed stayed at a loss of 1."""
+    """With Glorot's weights throughout, y hardly depends on the sign of b, and this seed stayed at a loss of 1."""
     net = ConjugateDirectionNet(2, levels=4, pairs=2, seed=1)
     model = DeepConjugateDirection(net, shape=(24, 24), seed=1)
     model.fit(n_vectors=160, n_lanczos=150, epochs=1, batch_size=8)
@@ -605,8 +659,24 @@ def test_the_seed_repeats_a_training():
     assert run(own=7, seed=0) == first
     assert run(seed=1) != first
     assert run(resample=False)[1] != first[1]
+    assert run(tilt=0.0) != first
     assert run(augment=False) != first
     assert run(own=None) != first
+
+
+@pytest.mark.parametrize("resample", [True, False])
+def test_every_mixture_of_a_training_may_be_tilted(monkeypatch, resample):
+    original, seen = RitzMixtures.coefficients, []
+
+    def coefficients(self, n_vectors, generator, tilt=0.0):
+        seen.append(tilt)
+        return original(self, n_vectors, generator, tilt)
+
+    monkeypatch.setattr(RitzMixtures, "coefficients", coefficients)
+    options = {"n_vectors": 10, "n_lanczos": 8, "epochs": 2, "batch_size": 3, "resample": resample}
+    DeepConjugateDirection(shape=(8, 8)).fit(tilt=0.3, **options)
+    assert set(seen) == {0.3}
+    assert len(seen) == (7 if resample else 2)
 
 
 def test_a_network_of_the_caller_is_trained_in_place_and_others_start_anew():

@@ -19,8 +19,9 @@ from steepest.physics._gns import GNS
 from steepest.physics._neural_operator import GatedExperts, LinearAttention, NeuralOperator
 from steepest.physics._particle_data import Statistics, Trajectory, load_trajectories
 from steepest.physics._particle_graph import radius_graph
-from steepest.physics._particle_network import SpectralLayer, graph_of, safe_norm, segment_sum
-from steepest.physics._particle_training import Windows, least_squares_skip, random_walk
+from steepest.physics._particle_network import SpectralLayer, graph_of, safe_norm
+from steepest.physics._particle_sums import copies, entries
+from steepest.physics._particle_training import Windows, least_squares_skip, random_walk, wanted
 from steepest.physics._upsampling import Upsampler
 from steepest.physics.giorom import GIOROM
 
@@ -131,7 +132,23 @@ class TestParts:
         vectors = torch.zeros(2, 2, requires_grad=True)
         safe_norm(vectors).sum().backward()
         assert torch.equal(vectors.grad, torch.zeros(2, 2))
-        assert segment_sum(torch.ones(1, 3), torch.tensor([2]), 4)[0].tolist() == [0, 0, 0]
+        assert copies(torch.tensor([2]), 4).T(torch.ones(1, 3))[0].tolist() == [0, 0, 0]
+
+    def test_sparse_products_against_dense_ones(self) -> None:
+        g = generator(6)
+        of = torch.randint(6, (15,), generator=g)
+        of[of == 2] = 3  # nobody copies row 2
+        copy = copies(of, 6, of.argsort(stable=True))
+        chosen = torch.nn.functional.one_hot(of, 6).double()
+        dense = torch.rand(6, 5, generator=g, dtype=torch.float64) * (torch.rand(6, 5, generator=g) < 0.5)
+        rows, columns = dense.nonzero().T
+        sparse = entries(rows, columns, dense[rows, columns], (6, 5), columns.argsort(stable=True))
+        for matrix, expected in ((copy, chosen), (copy.T, chosen.T), (sparse, dense), (sparse.T, dense.T)):
+            values = torch.randn(expected.shape[1], 3, generator=g, dtype=torch.float64, requires_grad=True)
+            torch.testing.assert_close(matrix(values), expected @ values)
+            with torch.random.fork_rng(devices=[]):  # both draw directions from the global stream
+                assert torch.autograd.gradcheck(matrix, values)
+                assert torch.autograd.gradgradcheck(matrix, values)
 
     def test_no_neighbors_at_all(self) -> None:
         model = giorom(latent_grid=17, operator_radius=0.01)
@@ -310,7 +327,8 @@ class TestTraining:
     def test_target_takes_the_noisy_state_to_the_true_next_one(self) -> None:
         data = torch.tensor(motion(6).astype(np.float64))
         windows = Windows([Trajectory(data, torch.arange(6))], 5, None, 0.01, generator(3))
-        noisy, types, target = windows.draw(4)
+        noisy, types, velocity = windows.draw(4)
+        target = wanted(velocity, noisy)
         clean = data[4:11][:, types].transpose(0, 1)
         offset = noisy[:, -1] - clean[:, 5]
         assert offset.abs().min() > 0
@@ -319,6 +337,32 @@ class TestTraining:
         torch.testing.assert_close(moved, clean[:, 6] + offset, rtol=0, atol=1e-14)
         velocity_noise = (noisy - clean[:, :6]).diff(dim=1)[:, -1]
         torch.testing.assert_close(target, clean.diff(n=2, dim=1)[:, -1] - velocity_noise, rtol=0, atol=1e-14)
+
+    def test_unrolled_batches_come_back_to_the_true_velocity(self) -> None:
+        data = torch.tensor(motion(6).astype(np.float64))
+        windows = Windows([Trajectory(data, torch.arange(6))], 5, None, 0.0, generator(3))
+        start, chosen, velocity = windows.draw(8, 3)  # the last of the seven windows that have so many frames
+        first = 8 % (16 - 6 - 3)
+        clean = data[first : first + 10][:, chosen].transpose(0, 1)
+        torch.testing.assert_close(start, clean[:, :6], rtol=0, atol=1e-14)
+        torch.testing.assert_close(velocity, clean[:, 9] - clean[:, 8], rtol=0, atol=1e-14)
+        assert {windows.further(3) for _ in range(60)} == {0, 1, 2, 3}
+        before = windows.generator.get_state()
+        assert windows.further(0) == 0
+        assert torch.equal(before, windows.generator.get_state())
+
+    def test_unrolling_uses_the_models_own_steps(self) -> None:
+        settings = {"steps": 12, "n_sample": 15, "batch_size": 1}
+        plain = GNS(**SMALL, n_layers=1).fit([motion()], **settings)  # type: ignore[arg-type]
+        model = GNS(**SMALL, n_layers=1)
+        calls = []
+        step = model._advance
+        model._advance = lambda batch: calls.append(1) or step(batch)  # type: ignore[method-assign,assignment,func-returns-value]
+        model.fit([motion()], unroll=2, **settings)  # type: ignore[arg-type]
+        assert 2 <= len(calls) <= 24
+        assert model.history_["loss"] != plain.history_["loss"]
+        with pytest.raises(ValueError, match="10 frames"):
+            GNS(**SMALL, n_layers=1).fit([motion(5, 9)], unroll=3)
 
     def test_draws_are_fresh_subsets(self) -> None:
         windows = Windows([Trajectory(torch.tensor(motion(40)), torch.arange(40))], 5, 0.25, 0.0, generator())
@@ -335,7 +379,8 @@ class TestTraining:
         twin = Windows(scenes, 5, 0.5, 1e-4, generator(7))
         past, following = [], []
         for number in torch.randperm(20, generator=twin.generator).tolist():
-            noisy, _, target = twin.draw(number)
+            noisy, _, velocity = twin.draw(number)
+            target = velocity - (noisy[:, -1] - noisy[:, -2])
             past.append(((noisy.diff(n=2, dim=1) - model.acc_mean_) / model.acc_std_).flatten(1).double())
             following.append(((target - model.acc_mean_) / model.acc_std_).double())
         assert torch.cat(past).shape == (20 * 6, 8)
@@ -688,7 +733,8 @@ class TestBadInput:
             ([motion(5)], {"n_sample": 0}, "n_sample"), ([motion(5)], {"noise": -1.0}, "noise"),
             ([motion(5)], {"noise_unit": "meter"}, "noise_unit"), ([motion(5)], {"steps": -1}, "steps"),
             ([motion(5)], {"max_seconds": 0.0}, "max_seconds"), ([motion(5)], {"batch_size": 0}, "batch_size"),
-            ([motion(5)], {"lr": 0.0}, "lr"), ([motion(5)], {"rollout_every": 0}, "rollout_every"),
+            ([motion(5)], {"lr": 0.0}, "lr"), ([motion(5)], {"unroll": -1}, "unroll"),
+            ([motion(5)], {"rollout_every": 0}, "rollout_every"),
             ([{"positions": motion(5), "types": np.full(5, 9)}], {}, "types"),
         ],
     )  # fmt: skip

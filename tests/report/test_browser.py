@@ -96,7 +96,10 @@ def test_colors_follow_the_theme(visit):
     button.click()
     assert button.inner_text() == "dark"
     assert tab.evaluate(color) != light
-    tab.reload()
+    for _ in range(3):  # the browser writes storage a moment later
+        tab.reload()
+        if tab.locator("#theme").inner_text() == "dark":
+            break
     assert tab.locator("#theme").inner_text() == "dark"
 
 

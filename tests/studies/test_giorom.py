@@ -162,7 +162,7 @@ def tiny():
 
 
 def test_tiny_run_reports_every_claim_and_draws(tiny):
-    check.check_measured(study, tiny, infinite=("published-rollout",))
+    check.check_measured(study, tiny, unless=("neuraloperator",), infinite=("published-rollout",))
     check.check_logged(study, tiny)
     check.check_pictures(study, tiny)
     assert tiny.best_peer is not None

@@ -95,7 +95,7 @@ def tiny():
 
 @pytest.mark.slow
 def test_tiny_run_reports_every_claim_and_draws(tiny):
-    check.check_measured(study, tiny, unless=("jax", "tiny"))
+    check.check_measured(study, tiny, unless=("jax", "optimistix", "tiny"))
     check.check_logged(study, tiny)
     check.check_pictures(study, tiny)
     assert tiny.best_peer is not None

@@ -14,6 +14,7 @@ from steepest.transport._arguments import Options, reduce_problem
 from steepest.transport._curve import Curve
 from steepest.transport._dual import Dual
 from steepest.transport._kernel import Kernel, sinkhorn_sweeps
+from steepest.transport._parts import Parts, best_shifts, strongest_links
 from steepest.transport.sinkhorn_newton import _Run
 
 PAPER = {"anneal": None, "adaptive": False, "damping": 0.0, "linear_solver": "cg"}
@@ -207,6 +208,49 @@ def test_the_curve_starts_along_the_step_and_bends_by_asinh_on_weak_links():
     np.testing.assert_allclose(apart, np.arcsinh([5.0, 3.0]))
 
 
+def test_parts_are_what_the_weakest_links_connect():
+    weak = np.array([[1.0, 1e-9, 0.0], [0.0, 1.0, 1e-6], [0.0, 0.0, 1.0]])  # a chain of three parts
+    tree = strongest_links(sparse.csr_array(weak))
+    np.testing.assert_allclose(np.sort(tree.data), 1 - np.log([1, 1, 1, 1e-6, 1e-9]), rtol=1e-12)
+    for count, expected in ((1, [0, 0, 0]), (2, [0, 1, 1]), (3, [0, 1, 2]), (6, [0, 1, 2])):
+        parts = Parts(tree, 3, count)
+        if count < 6:
+            np.testing.assert_array_equal(parts.rows, expected)
+            np.testing.assert_array_equal(parts.columns, expected)
+        else:
+            assert parts.count == 6
+
+
+def test_the_shift_of_two_parts_is_the_root_of_a_quadratic():
+    up, down, d = 1e-9, 3e-4, 0.1  # 0.1 - 1e-9 e^s + 3e-4 e^-s = 0
+    s, steps = best_shifts(np.array([[5.0, up], [down, 7.0]]), np.array([d, -d]))
+    x = (d + np.sqrt(d**2 + 4 * up * down)) / (2 * up)
+    assert s[0] - s[1] == pytest.approx(np.log(x), abs=1e-2)
+    assert 1 < steps < 30
+    assert s.sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_shifts_are_stationary_for_the_plan_and_leave_parts_as_they_are():
+    rng = np.random.default_rng(0)
+    P = np.kron(np.diag([1e-1, 1e-2, 1e-3]), rng.random((3, 4))) + 1e-6 * rng.random((9, 12))
+    a, b = rng.random(9), rng.random(12)
+    b *= a.sum() / b.sum()
+    parts = Parts(strongest_links(sparse.csr_array(P)), 9, 3)
+    np.testing.assert_array_equal(parts.rows, np.repeat([0, 1, 2], 3))
+    du, dv, steps = parts.shifts(P, a, b)
+    moved = P * np.exp(du[:, None] + dv)
+    np.testing.assert_allclose(moved[:3, :4], P[:3, :4], rtol=1e-12)
+    out = [(a - moved.sum(1))[parts.rows == k].sum() - (b - moved.sum(0))[parts.columns == k].sum() for k in range(3)]
+    before = [(a - P.sum(1))[parts.rows == k].sum() - (b - P.sum(0))[parts.columns == k].sum() for k in range(3)]
+    assert np.abs(out).sum() <= 1e-2 * np.abs(before).sum()
+    assert steps > 1
+
+
+def test_parts_that_nothing_connects_stay_finite():
+    s, _ = best_shifts(np.diag([1.0, 2.0]), np.array([1e-3, -1e-3]))
+    assert np.isfinite(s).all()
+
+
 # ---------------------------------------------------------------------------------------------------------- convergence
 
 
@@ -253,11 +297,11 @@ def test_the_path_saves_iterations_on_costs_with_many_plans():
     M = np.linalg.norm(X[:, None] - X, axis=-1)
     rng = np.random.default_rng(3)
     a, b = rng.dirichlet(np.ones(196)), rng.dirichlet(np.ones(196))
-    _, log = sinkhorn_newton_sparse(a, b, M, 1 / 800, stopThr=1e-12, log=True)
-    _, direct = sinkhorn_newton_sparse(a, b, M, 1 / 800, anneal=None, stopThr=1e-12, log=True)
+    _, log = sinkhorn_newton_sparse(a, b, M, 1 / 3000, stopThr=1e-12, log=True)
+    _, direct = sinkhorn_newton_sparse(a, b, M, 1 / 3000, anneal=None, stopThr=1e-12, log=True)
     assert log["converged"]
     assert log["n_sinkhorn"] < 60 + log["n_newton"]  # at most ten an entropy, and one for a curved step
-    assert log["n_newton"] < direct["n_newton"]
+    assert log["n_newton"] < 0.7 * direct["n_newton"]
     assert log["err_newton"][0] < 0.1
 
 

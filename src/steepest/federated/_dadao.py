@@ -162,9 +162,8 @@ def dadao(
     """
     _check_stops(locals())
     kind = Kind(x0)
-    graphs, used_rates = _network(graph, rates, switch_every)
+    graphs, used_rates, chi1, chi2 = _network(graph, rates, switch_every)
     n, d = graphs[0].n, _dimension(x0, graphs[0].n)
-    chi1, chi2 = map(max, zip(*map(constants_of, graphs, used_rates), strict=True))
     constants = DadaoConstants(L, mu, chi1)
     if kind.dtype == np.float32 and L / mu > FLOAT32_KAPPA:
         text = f"x0 is float32 and L / mu = {L / mu:.3g}: steps differ by its root, and float64 may be needed"
@@ -203,8 +202,8 @@ def _check_stops(given: dict[str, Any]) -> None:
         raise kind_error("callback", "None or callable", given["callback"])
 
 
-def _network(graph: Any, rates: Any, switch_every: float | None) -> tuple[list[Graph], list[Any]]:
-    """Graphs, and rates of all that meet the condition."""
+def _network(graph: Any, rates: Any, switch_every: float | None) -> tuple[list[Graph], list[Any], float, float]:
+    """Graphs, rates of all that meet the condition, and the worst chi1 and chi2."""
     several = isinstance(graph, list)
     if several and not graph:
         raise value_error("graph", "a graph or a list of at least one", graph)
@@ -218,27 +217,26 @@ def _network(graph: Any, rates: Any, switch_every: float | None) -> tuple[list[G
     if isinstance(rates, str):
         if rates not in ("uniform", "sdp"):
             raise value_error("rates", "'uniform', 'sdp' or an array", rates)
-        made = [uniform_rates(g)[0] if rates == "uniform" else _optimal(g) for g in graphs]
-        return graphs, [r * math.sqrt(_condition(graphs, made)) for r in made]
+        found = [uniform_rates(g) if rates == "uniform" else _optimal(g) for g in graphs]
+        chi1, chi2 = (max(one[k] for one in found) for k in (1, 2))
+        factor = math.sqrt(2 * chi1 * chi2)
+        return graphs, [one[0] * factor for one in found], float(chi1 / factor), float(chi2 / factor)
     lists = rates if several else [rates]
     if not isinstance(lists, list) or len(lists) != len(graphs):
         raise value_error("rates", f"a list of {len(graphs)} arrays, one for each graph", rates)
     made = [checked_rates(g, r) for g, r in zip(graphs, lists, strict=True)]
-    condition = _condition(graphs, made)
+    chi1, chi2 = map(max, zip(*map(constants_of, graphs, made), strict=True))
+    condition = 2 * chi1 * chi2
     if condition > 1 + SLACK:
         cure = f"multiply them by {math.sqrt(condition):.6g}"
         raise value_error("rates", "such that 2 chi1 chi2 <= 1", condition, cure)
-    return graphs, made
+    return graphs, made, chi1, chi2
 
 
-def _condition(graphs: list[Graph], rates: list[Any]) -> float:
-    chi1, chi2 = map(max, zip(*map(constants_of, graphs, rates), strict=True))
-    return 2 * chi1 * chi2
-
-
-def _optimal(graph: Graph) -> Any:
+def _optimal(graph: Graph) -> tuple[Any, float, float]:
     small = graph.n <= SDP_NODES and len(graph.edges) <= SDP_EDGES
-    return optimal_gossip_rates(graph, method="sdp" if small else "cutting-plane").rates
+    found = optimal_gossip_rates(graph, method="sdp" if small else "cutting-plane")
+    return found.rates, found.chi1, found.chi2
 
 
 def _dimension(x0: Any, n: int) -> int:

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from steepest.core.errors import at_least, check, nonnegative, one_of, positive
-from steepest.federated._query_client import LocalOptimizer, QueryClient, clipped
-from steepest.federated._query_rounds import Importance, QueryRule
+from steepest.federated._bounds import clipped
+from steepest.federated._query_client import LocalOptimizer, QueryClient
+from steepest.federated._query_rounds import Importance
+from steepest.federated._query_rule import QueryRule
 
 __all__ = ["FedZO", "FedZOClient"]
 
@@ -180,24 +182,12 @@ class FedZO(QueryRule):
         max_failures: int = 3,
         backoff: float | None = None,
     ) -> None:
-        super().__init__(
-            server_lr=server_lr,
-            importance=importance,
-            safeguard=safeguard,
-            bounds=bounds,
-            on_failure=on_failure,
-            max_failures=max_failures,
-            backoff=backoff,
-        )
+        super().__init__(server_lr=server_lr, importance=importance, safeguard=safeguard, bounds=bounds,
+                         on_failure=on_failure, max_failures=max_failures, backoff=backoff)  # fmt: skip
         self.own: dict[str, Any] = {
-            "correction": correction,
-            "q": q,
-            "mu": mu,
-            "prox": prox,
-            "local_steps": local_steps,
-            "lr": lr,
+            "correction": correction, "q": q, "mu": mu, "prox": prox, "local_steps": local_steps, "lr": lr,
             "optimizer": optimizer,
-        }
+        }  # fmt: skip
         for name, limit in _LIMITS.items():
             check(name, self.own[name], limit)
         self.arguments |= self.own
@@ -211,7 +201,6 @@ class FedZO(QueryRule):
             "local": o["local_steps"] * (o["q"] + 1) - 1,
             "check": 1,
             "sync": (not self.safeguard) + shared,
-            "compress": 0,
         }
 
     def client_options(self, dim: int) -> dict[str, Any]:

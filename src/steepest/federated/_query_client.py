@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from steepest.core.errors import at_least, boolean, check, kind_error, value_error
+from steepest.federated._bounds import clipped
 from steepest.federated.engine import Reply, State, Task
 
 __all__ = ["LocalOptimizer", "QueryClient", "read_model"]
 
 Function = Callable[[np.ndarray], Any]
+Answer = Callable[[np.ndarray, np.random.Generator, dict[str, Any]], dict[str, Any]]
 
 
 class _NotFinite(Exception):
@@ -53,11 +55,6 @@ class LocalOptimizer:
         self.optimizer.step()
         self.parameter.copy_(torch.from_numpy(clipped(self.parameter.numpy(), self.bounds)))
         return self.parameter.numpy().copy()
-
-
-def clipped(x: np.ndarray, bounds: Any) -> np.ndarray:
-    """The nearest point within the bounds, which may be None."""
-    return x if bounds is None else np.clip(x, *(np.asarray(side, float) for side in bounds))
 
 
 class QueryClient(abc.ABC):
@@ -108,9 +105,9 @@ class QueryClient(abc.ABC):
         """The value at a point that the server thinks of taking."""
         return {"fun": float(self.query(sent["candidate"].numpy())[0])}
 
-    def compress(self, x: np.ndarray, rng: np.random.Generator, sent: dict[str, Any]) -> dict[str, Any]:
-        """Make the vector that the server averages anew."""
-        raise NotImplementedError
+    def answers(self) -> dict[str, Answer]:
+        """What answers a phase other than the local steps."""
+        return {"init": self.initial, "check": self.check, "sync": self.sync}
 
     # Shared
 
@@ -155,8 +152,7 @@ class QueryClient(abc.ABC):
             if phase == "local":
                 end = self.local(x, np.random.default_rng(task.seed), sent)
             else:
-                act = {"init": self.initial, "check": self.check, "sync": self.sync, "compress": self.compress}[phase]
-                payload = act(x, np.random.default_rng(task.seed), sent)
+                payload = self.answers()[phase](x, np.random.default_rng(task.seed), sent)
         except _NotFinite as found:
             payload = {"offending": torch.from_numpy(found.x), "value": found.value}
         delta = torch.from_numpy(end - x).to(model[name])

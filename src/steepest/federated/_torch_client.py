@@ -135,7 +135,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def clip_(parameters: list[Tensor], max_norm: float) -> None:
+def clip_(parameters: Sequence[Tensor], max_norm: float) -> None:
     """Scale gradients to a joint norm of at most `max_norm`: `clip_grad_norm_` at a third of its overhead."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

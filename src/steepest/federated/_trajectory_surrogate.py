@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Literal, overload
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky, lapack, solve_triangular
 from scipy.optimize import minimize_scalar
 
 from steepest.core.errors import at_least, check, one_of, positive, value_error
@@ -124,7 +124,8 @@ class TrajectorySurrogate:
         self.max_points = max_points
         self.jitter = 0.0
         self._points, self._values, self._n = np.empty((64, dim)), np.empty(64), 0
-        self._factored: tuple[bytes, float, np.ndarray, np.ndarray] | None = None
+        self._factored: tuple[bytes, float, np.ndarray] | None = None
+        self._inverse: np.ndarray | None = None
 
     @property
     def X(self) -> np.ndarray:  # (n, dim)
@@ -187,7 +188,7 @@ class TrajectorySurrogate:
         ndarray of shape (dim,), or two of them
         """
         (x,) = read_points("x", x, self.dim)
-        P, y, _, L = self._near(x)
+        P, y, L = self._near(x)
         _, h = _FORMULAS[self.kernel](np.einsum("ij,ij->i", P, P), self.lengthscale)
         mean = self.scale * (h * cho_solve((L, True), y)) @ P
         if not return_var:
@@ -216,7 +217,8 @@ class TrajectorySurrogate:
         """
         (x,) = read_points("x", x, self.dim)
         zeta = read_points("Z", Z, self.dim) - x
-        P, _, A, _ = self._near(x)
+        P, _, L = self._near(x)
+        A = self._inverted(L)
         _, H = _FORMULAS[self.kernel](_squared_distances(zeta, P), self.lengthscale)  # (c, m)
         HA = H @ A
         explained = (
@@ -248,17 +250,23 @@ class TrajectorySurrogate:
         """h(0), the variance of one entry of the gradient before anything is known."""
         return float(_FORMULAS[self.kernel](np.zeros(1), self.lengthscale)[1][0])
 
-    def _near(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Points nearest to x relative to it, their standardized values, A and the factor L of its inverse."""
+    def _near(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Points nearest to x relative to it, their standardized values, and the factor L of ``K + s2 I``."""
         chosen = self.nearest(x, self.max_points)
         key = chosen.tobytes()
         if self._factored is None or self._factored[:2] != (key, self.lengthscale):
             P = self.X[chosen] - self.X[chosen].mean(0)
             K, _ = _FORMULAS[self.kernel](_squared_distances(P, P), self.lengthscale)
             L, self.jitter = self._cholesky(K)
-            self._factored = key, self.lengthscale, cho_solve((L, True), np.eye(len(K))), L
-        _, _, A, L = self._factored
-        return self.X[chosen] - x, self.standardized(self.y[chosen]), A, L
+            self._factored, self._inverse = (key, self.lengthscale, L), None
+        return self.X[chosen] - x, self.standardized(self.y[chosen]), self._factored[2]
+
+    def _inverted(self, L: np.ndarray) -> np.ndarray:
+        """A, which only variances need, for the factor at hand."""
+        if self._inverse is None:
+            lower = np.tril(lapack.dpotri(L, lower=1)[0])
+            self._inverse = lower + np.tril(lower, -1).T
+        return self._inverse
 
     def _cholesky(self, K: np.ndarray) -> tuple[np.ndarray, float]:
         for jitter in _JITTERS:

@@ -31,10 +31,12 @@ import torch
 from scipy.optimize import OptimizeResult
 
 from steepest.core.errors import at_least, check, nonnegative, one_of, optional, positive, value_error
+from steepest.federated._bounds import clipped
 from steepest.federated._fedzo import FedZO
 from steepest.federated._fourier_basis import FourierBasis
-from steepest.federated._query_client import LocalOptimizer, QueryClient, clipped
-from steepest.federated._query_rounds import Importance, QueryRule
+from steepest.federated._query_client import Answer, LocalOptimizer, QueryClient
+from steepest.federated._query_rounds import Importance
+from steepest.federated._query_rule import QueryRule
 from steepest.federated._session import FederatedResult
 from steepest.federated._trajectory_surrogate import KERNELS, TrajectorySurrogate
 
@@ -108,21 +110,27 @@ class FZooSClient(QueryClient):
         return {"fun": float(values[0])} | ({"lengthscale": self.surrogate.fitted_lengthscale()} if self.fitted else {})
 
     def local(self, x: np.ndarray, rng: np.random.Generator, sent: dict[str, Any]) -> np.ndarray:
-        """T steps along the surrogate's corrected gradient, each followed by its queries."""
+        """T steps along the corrected gradient, each followed by its queries."""
         o = self.o
         self.use_lengthscale(sent)
         correction = None if "w" not in sent or self.w is None else sent["w"].numpy() - self.w
         optimizer = LocalOptimizer(o.optimizer, x, o.lr, o.bounds)
         for t in range(1, o.local_steps + 1):
-            g = self.surrogate.gradient(x)
-            if correction is not None:
-                g = g + _GAMMA[o.correction](t) * self.basis.gradient(x, correction)
-            x = optimizer.step(g)
+            x = optimizer.step(self.direction(x, t, correction))
             self.learn(x[None])
             if t < o.local_steps:
                 self.explore(x, o.active_radius, o.n_active, o.n_candidates, rng)
         self.end = x
         return x
+
+    def direction(self, x: np.ndarray, t: int, correction: np.ndarray | None) -> np.ndarray:
+        """The surrogate's gradient, corrected by features with the weights ``w - w_i``."""
+        g = self.surrogate.gradient(x)
+        return g if correction is None else g + _GAMMA[self.o.correction](t) * self.basis.gradient(x, correction)
+
+    def answers(self) -> dict[str, Answer]:
+        """Also to a new length scale."""
+        return super().answers() | {"compress": self.compress}
 
     def explore(self, x: np.ndarray, radius: float, n: int, n_candidates: int, rng: np.random.Generator) -> None:
         """Query the n of the candidates around x at which the gradient is least certain."""
@@ -279,33 +287,15 @@ class FZooS(QueryRule):
         max_failures: int = 3,
         backoff: float | None = None,
     ) -> None:
-        super().__init__(
-            server_lr=server_lr,
-            importance=importance,
-            safeguard=safeguard,
-            bounds=bounds,
-            on_failure=on_failure,
-            max_failures=max_failures,
-            backoff=backoff,
-        )
+        super().__init__(server_lr=server_lr, importance=importance, safeguard=safeguard, bounds=bounds,
+                         on_failure=on_failure, max_failures=max_failures, backoff=backoff)  # fmt: skip
         self.own: dict[str, Any] = {
-            "local_steps": local_steps,
-            "lr": lr,
-            "optimizer": optimizer,
-            "n_features": n_features,
-            "kernel": kernel,
-            "lengthscale": lengthscale,
-            "noise": noise,
-            "n_init": n_init,
-            "init_radius": init_radius,
-            "n_active": n_active,
-            "n_candidates": n_candidates,
-            "active_radius": active_radius,
-            "n_sync_active": n_sync_active,
-            "max_points": max_points,
-            "max_points_sync": max_points_sync,
-            "correction": correction,
-        }
+            "local_steps": local_steps, "lr": lr, "optimizer": optimizer, "n_features": n_features,
+            "kernel": kernel, "lengthscale": lengthscale, "noise": noise, "n_init": n_init,
+            "init_radius": init_radius, "n_active": n_active, "n_candidates": n_candidates,
+            "active_radius": active_radius, "n_sync_active": n_sync_active, "max_points": max_points,
+            "max_points_sync": max_points_sync, "correction": correction,
+        }  # fmt: skip
         for name, limit in _LIMITS.items():
             check(name, self.own[name], limit)
         if isinstance(lengthscale, str):

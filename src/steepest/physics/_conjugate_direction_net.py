@@ -11,11 +11,15 @@ r"""The network that proposes search directions, and the loss it is trained with
 With L = 1 this is the paper's network: 3 x 3 (x 3) kernels, zero padding, average pooling by 2, nearest up-sampling.
 Without biases it is positively homogeneous, N(c r) = c N(r) for c > 0.
 
-Paper: kaneda2023deep; layers as in the official code. Departures, all ours: more than one coarse level; smaller first
-weights where a pair is added, so that y depends on the sign of b from the start (y'b = 0 is a plateau of the loss, from
-which some seeds do not come down); the obstacles. A second channel is one in solid cells, times the root mean square of
-r, and its first weights are zero: beyond the domain it reads as a Dirichlet wall does, and a network trained without
-obstacles is the one without the channel.
+Paper: kaneda2023deep; layers as in the official code. Departures, all ours: more than one coarse level; the first
+weights (below); the obstacles. A second channel is one in solid cells, times the root mean square of r, and its first
+weights are zero: beyond the domain it reads as a Dirichlet wall does, and a network trained without obstacles is the
+one without the channel.
+
+First weights. y'b = 0 is a plateau of the loss, at 1, from which some networks with Glorot's weights do not come down.
+Here two filters carry max(r, 0) and max(-r, 0) from the first layer to the last, which takes their difference, and the
+last two pairs blur them on the way; all that is added to them, and all else that the last layer reads, is a tenth of
+Glorot's. A fresh network is then close to a linear smoother of r plus its coarse means: a loss of 0.2 to 0.4.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ __all__ = ["ConjugateDirectionNet", "dcdm_loss", "levels_for"]
 HEAD_REACH, TAIL_REACH = 5, 4  # convolutions before the first pooling and after the last up-sampling
 COARSEST = 8  # cells along the longest side that the coarsest level should have
 MOST_LEVELS = 6
-BRANCH = 0.1  # of Glorot's first weights where a pair is added; with 1 some seeds stay at a loss of 1 forever
+BRANCH = 0.1  # of Glorot's first weights where a pair is added, and in the last layer
+BLUR = 3.0  # times a binomial mean that the last pairs add to what they get; it damps what nearest up-sampling leaves
 
 
 class ConjugateDirectionNet(nn.Module):
@@ -57,7 +62,8 @@ class ConjugateDirectionNet(nn.Module):
     use_mask : bool
         Read the mask as a channel and multiply the output by it. False is the paper's network.
     seed : int, torch.Generator or None
-        Of the first weights (Glorot's uniform ones, as in the official code, a tenth of them where a pair is added).
+        Of the first weights: Glorot's uniform ones, as in the official code, but for two filters that carry the
+        residual (see the module; none do with ``filters=1``).
 
     Raises
     ------
@@ -191,8 +197,31 @@ class ConjugateDirectionNet(nn.Module):
             if isinstance(pair, _Pair):
                 added: Any = pair.body[1]
                 added.convolution.weight.mul_(BRANCH)
+        if self.last.weight.shape[1] > 1:
+            self._carry_the_residual()
         if self.use_mask:
             self.first.weight[:, 1] = 0.0
+
+    def _carry_the_residual(self) -> None:
+        """Let filters 0 and 1 hold the positive and the negative part of r, blurred at the end."""
+        binomial = torch.tensor([0.25, 0.5, 0.25])
+        mean = binomial
+        for _ in range(self.dim - 1):
+            mean = mean[..., None] * binomial
+        alone = torch.zeros_like(mean)
+        alone[(1,) * self.dim] = 1.0
+        signs = torch.tensor([1.0, -1.0])
+        self.first.weight[:2] = 0.0
+        self.first.weight[:2, 0] = signs.reshape(2, *[1] * self.dim) * alone
+        for layer in self.head:
+            if isinstance(layer, _Relu):
+                _carry(layer, alone)
+        pair: Any
+        for pair in self.tail:
+            _carry(pair.body[0], mean)
+            _carry(pair.body[1], BLUR * mean)
+        self.last.weight.mul_(BRANCH)
+        self.last.weight[0, :2] = signs.reshape(2, *[1] * self.dim)
 
 
 def dcdm_loss(y: Tensor, b: Tensor, A_apply: Callable[[Tensor], Tensor]) -> Tensor:
@@ -241,6 +270,14 @@ class _Relu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.relu(self.convolution(x), inplace=True)
+
+
+def _carry(layer: Any, kernel: Tensor) -> None:
+    """Make the first two filters of a layer those of its input, convolved with a kernel."""
+    weight = layer.convolution.weight
+    weight[:2] = 0.0
+    for c in (0, 1):
+        weight[c, c] = kernel
 
 
 class _Pair(nn.Module):

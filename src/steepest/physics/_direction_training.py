@@ -41,6 +41,7 @@ def train_directions(
     lr: float,
     augment: bool,
     resample: bool,
+    tilt: float,
     process_group: Any,
     generator: torch.Generator,
     callback: Callable[[int, Losses], Any] | None,
@@ -53,8 +54,8 @@ def train_directions(
     parameters = list(net.parameters())
     n_held = max(1, round(HELD_OUT * n_vectors))
     n_train = n_vectors - n_held
-    held = mixtures.coefficients(n_held, generator)
-    fixed = None if resample else mixtures.coefficients(n_train, generator)
+    held = mixtures.coefficients(n_held, generator, tilt)
+    fixed = None if resample else mixtures.coefficients(n_train, generator, tilt)
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(n_train / batch_size))
 
@@ -72,7 +73,7 @@ def train_directions(
         net.train()
         total = torch.zeros((), dtype=torch.float64)
         for rows in torch.randperm(n_train, generator=generator).split(batch_size):
-            batch = mixtures.coefficients(len(rows), generator) if fixed is None else fixed[rows]
+            batch = mixtures.coefficients(len(rows), generator, tilt) if fixed is None else fixed[rows]
             symmetry = Symmetry.draw(net.dim, generator) if augment else Symmetry.identity(net.dim)
             own = batch[rank::size]
             optimizer.zero_grad(set_to_none=False)

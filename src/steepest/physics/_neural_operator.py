@@ -21,14 +21,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from steepest.physics._particle_network import mlp, segment_sum
+from steepest.core.errors import at_least, check, value_error
+from steepest.physics._particle_network import mlp
+from steepest.physics._particle_sums import SparseRows, copies
 
-__all__ = ["GatedExperts", "LatentPairs", "LinearAttention", "NeuralOperator"]
+__all__ = ["GatedExperts", "LatentPairs", "LinearAttention", "NeuralOperator", "grid_sizes"]
+
+
+LATENT_GRIDS = {2: 32, 3: 16}  # official
 
 
 class LatentPairs(NamedTuple):
@@ -37,6 +42,7 @@ class LatentPairs(NamedTuple):
     particles: Tensor  # (p,)
     nodes: Tensor  # (p,), of the whole batch: graph * nodes of a grid + node
     relative: Tensor  # (p, d): (node - particle) / R_o
+    by_node: Tensor  # (p,): the order that sorts the nodes
 
 
 class NeuralOperator(nn.Module):
@@ -96,24 +102,24 @@ class NeuralOperator(nn.Module):
         strides = torch.tensor([*itertools.accumulate(reversed(self.grid[1:]), int.__mul__, initial=1)][::-1])
         nodes = (cells[particles, which] * strides.to(x.device)).sum(-1)
         nodes = nodes + graph_index.index_select(0, particles) * len(self.nodes)
-        return LatentPairs(particles, nodes, relative[particles, which])
+        return LatentPairs(particles, nodes, relative[particles, which], nodes.argsort(stable=True))
 
     def encode(self, h: Tensor, pairs: LatentPairs, n_nodes: int) -> Tensor:
         """Mean over the particles around each node of kappa[y - q, h_y]: (n_nodes, c)."""
-        order = pairs.nodes.argsort(stable=True)
-        nodes, particles = pairs.nodes[order], pairs.particles[order]
-        kappa = self.encode_kernel(torch.cat((-pairs.relative[order], h.index_select(0, particles)), 1))
-        return _mean(kappa, nodes, n_nodes)
+        heard = copies(pairs.particles, len(h))(h)
+        kappa = self.encode_kernel(torch.cat((-pairs.relative, heard), 1))
+        return _mean(kappa, copies(pairs.nodes, n_nodes, pairs.by_node))
 
     def decode(self, z: Tensor, pairs: LatentPairs, n: int) -> Tensor:
         """Mean over the nodes around each particle of kappa'(q - x) * z(q): (n, hidden)."""
-        kappa = self.decode_kernel(pairs.relative)
-        return _mean(kappa * z.index_select(0, pairs.nodes), pairs.particles, n)
+        heard = copies(pairs.nodes, len(z), pairs.by_node)(z)
+        return _mean(self.decode_kernel(pairs.relative) * heard, copies(pairs.particles, n))
 
 
-def _mean(values: Tensor, rows: Tensor, n: int) -> Tensor:
-    counts = torch.bincount(rows, minlength=n).clamp(min=1).to(values.dtype)[:, None]
-    return segment_sum(values, rows, n) / counts
+def _mean(values: Tensor, to_rows: SparseRows) -> Tensor:
+    """Average values (e, c) over the members of each row, zero without any."""
+    counts = to_rows.transposed.offsets.diff().clamp(min=1)
+    return to_rows.T(values) / counts.to(values.dtype)[:, None]
 
 
 class LinearAttention(nn.Module):
@@ -147,7 +153,8 @@ class GatedExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
         gate = self.gate(x).softmax(-1)
-        return (torch.stack([expert(x) for expert in self.experts], -1) * gate.unsqueeze(-2)).sum(-1)
+        mixed: Tensor = sum(expert(x) * share for expert, share in zip(self.experts, gate.split(1, -1), strict=True))
+        return mixed
 
 
 class _Block(nn.Module):
@@ -165,3 +172,16 @@ class _Block(nn.Module):
         normal = self.norm_own(tokens)
         tokens = tokens + self.own(normal, normal)
         return tokens + self.norm_second(self.second(tokens))
+
+
+def grid_sizes(latent_grid: Any, dim: int) -> tuple[int, ...]:
+    """Give the nodes of each axis."""
+    sizes = LATENT_GRIDS[dim] if latent_grid is None else latent_grid
+    if isinstance(sizes, list | tuple):
+        if len(sizes) != dim:
+            raise value_error("latent_grid", f"an integer, or {dim} of them", latent_grid)
+    else:
+        sizes = (sizes,) * dim
+    for size in sizes:
+        check("latent_grid", size, at_least(2, integer=True))
+    return tuple(int(size) for size in sizes)

@@ -84,7 +84,7 @@ def as_trajectories(trajectories: Any, frame: Frame, least: int) -> list[Traject
         if x.ndim != 3 or x.shape[2] != frame.dim or not x.shape[1]:
             raise value_error(name, f"of shape (T, n, {frame.dim})", positions)
         if len(x) < least:
-            raise value_error(name, f"of at least {least} frames (the window, one more, and the one to predict)", x)
+            raise value_error(name, f"of at least {least} frames (the window, one more, and those to predict)", x)
         check_positions(name, x, frame)
         found.append(Trajectory(x, check_types(f"{name}['types']", types, x.shape[1], frame.n_types)))
     return found

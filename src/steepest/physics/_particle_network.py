@@ -21,27 +21,34 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Graph", "GraphLayer", "SpectralLayer", "first_weights", "graph_of", "mlp", "safe_norm", "segment_sum"]
+from steepest.physics._particle_sums import SparseRows, copies, entries
+
+__all__ = ["Graph", "GraphLayer", "SpectralLayer", "first_weights", "graph_of", "mlp", "safe_norm"]
 
 SPECTRAL_SHARE = 0.7  # of h itself, the official alpha
 
 
 class Graph(NamedTuple):
-    """Edges sorted by receiver, their attributes, and the degrees; all graphs of a batch in one."""
+    """Edges sorted by receiver with their attributes, as matrices between particles and edges; of a whole batch."""
 
-    senders: Tensor  # (E,)
-    receivers: Tensor  # (E,)
     attributes: Tensor  # (E, d + 1): (x_i - x_j) / R and its norm
     degrees: Tensor  # (n, 1): edges received, at least 1
+    to_receivers: SparseRows  # (E, n): what each edge's receiver has; transposed, sums over the edges of a receiver
+    to_senders: SparseRows  # (E, n)
+    adjacency: SparseRows  # (n, n): D^-1/2 A D^-1/2
 
 
 def graph_of(x: Tensor, edges: Tensor, radius: float) -> Graph:
     """Give edges (2, E), sorted by receiver, their attributes at positions x (n, d)."""
-    senders, receivers = edges
+    (senders, receivers), n = edges, len(x)
+    by_sender = senders.argsort(stable=True)
+    to_receivers, to_senders = copies(receivers, n), copies(senders, n, by_sender)
     relative = (x.index_select(0, receivers) - x.index_select(0, senders)) / radius
     attributes = torch.cat((relative, safe_norm(relative)), 1)
-    degrees = torch.bincount(receivers, minlength=len(x)).clamp(min=1).to(x.dtype)[:, None]
-    return Graph(senders, receivers, attributes, degrees)
+    degrees = torch.bincount(receivers, minlength=n).clamp(min=1).to(x.dtype)
+    weights = (degrees[receivers] * degrees[senders]).rsqrt()
+    adjacency = entries(receivers, senders, weights, (n, n), by_sender)
+    return Graph(attributes, degrees[:, None], to_receivers, to_senders, adjacency)
 
 
 def safe_norm(vectors: Tensor) -> Tensor:
@@ -49,11 +56,6 @@ def safe_norm(vectors: Tensor) -> Tensor:
     squares = vectors.square().sum(-1, keepdim=True)
     zero = squares == 0
     return torch.where(zero, 1.0, squares).sqrt() * ~zero
-
-
-def segment_sum(values: Tensor, rows: Tensor, n: int) -> Tensor:
-    """Sum values (E, c) that share a row, in their order: (n, c), zero for rows without any."""
-    return values.new_zeros(n, values.shape[1]).index_add(0, rows, values)
 
 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU, norm: bool = False) -> nn.Sequential:
@@ -76,16 +78,15 @@ class GraphLayer(nn.Module):
     def forward(self, h: Tensor, e: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:  # (n, hidden), (E, hidden)
         """Give the new nodes and edges."""
         m = self._messages(h, e, graph)
-        a = segment_sum(m, graph.receivers, len(h))
+        a = graph.to_receivers.T(m)
         return h + self.update(torch.cat((h, a), 1)), e + m
 
     def _messages(self, h: Tensor, e: Tensor, graph: Graph) -> Tensor:
         """Give MLP[h_i, h_j, e_ij]; the first layer multiplies nodes once a node, not once an edge."""
         first = cast(nn.Linear, self.message[0])
         of_i, of_j, of_edge = first.weight.split(h.shape[1], 1)
-        received = (h @ of_i.T).index_select(0, graph.receivers)
-        sent = (h @ of_j.T).index_select(0, graph.senders)
-        messages: Tensor = self.message[1:](received + sent + nn.functional.linear(e, of_edge, first.bias))
+        received, sent = graph.to_receivers(h @ of_i.T), graph.to_senders(h @ of_j.T)
+        messages: Tensor = self.message[1:](nn.functional.linear(e, of_edge, first.bias).add_(received).add_(sent))
         return messages
 
 
@@ -100,16 +101,9 @@ class SpectralLayer(GraphLayer):
         """Give the new nodes and edges."""
         m = self._messages(h, e, graph)
         distance = graph.attributes[:, -1:]
-        a = segment_sum(m / (1 + distance), graph.receivers, len(h)) / graph.degrees
-        s = self.spectral(SPECTRAL_SHARE * h + (1 - SPECTRAL_SHARE) * _normalized_adjacency(h, graph))
+        a = graph.to_receivers.T(m / (1 + distance)) / graph.degrees
+        s = self.spectral(SPECTRAL_SHARE * h + (1 - SPECTRAL_SHARE) * graph.adjacency(h))
         return h + self.update(torch.cat((h, a), 1)) + s, e + m
-
-
-def _normalized_adjacency(h: Tensor, graph: Graph) -> Tensor:
-    """Multiply h by D^-1/2 A D^-1/2."""
-    scale = graph.degrees.rsqrt()
-    sent = (scale * h).index_select(0, graph.senders)
-    return scale * segment_sum(sent, graph.receivers, len(h))
 
 
 @torch.no_grad()

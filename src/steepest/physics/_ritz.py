@@ -26,6 +26,7 @@ __all__ = ["LOW_FACTOR", "RitzMixtures", "matrix_operator", "ritz_mixtures", "ri
 
 LOW_FACTOR = 9.0  # official code
 THETA = 0.05  # of m; official code: 500 of 10000
+TILTED = 0.5  # of the mixtures, where some are made smoother
 NULL = 1e-8  # Ritz values below this part of the largest are those of null vectors
 
 
@@ -37,9 +38,17 @@ class RitzMixtures:
     vectors: Tensor
     weights: Tensor
 
-    def coefficients(self, n_vectors: int, generator: torch.Generator) -> Tensor:  # (n_vectors, k)
-        """Draw xi on the CPU, whatever the device of the vectors is, so that a seed means one set."""
-        return torch.randn(n_vectors, len(self.values), generator=generator, dtype=torch.float64)
+    def coefficients(self, n_vectors: int, generator: torch.Generator, tilt: float = 0.0) -> Tensor:  # (n_vectors, k)
+        """Draw xi on the CPU, whatever the device of the vectors is, so that a seed means one set.
+
+        With `tilt`, every second mixture, at random, is made smoother: xi_j (theta_j / max)^-s, s uniform on [0, tilt].
+        """
+        xi = torch.randn(n_vectors, len(self.values), generator=generator, dtype=torch.float64)
+        if tilt == 0:
+            return xi
+        drawn, chosen = torch.rand(2, n_vectors, 1, generator=generator, dtype=torch.float64)
+        values = self.values.to("cpu", torch.float64)
+        return xi * (values / values.max()) ** (-tilt * drawn * (chosen < TILTED))
 
     def mix(self, coefficients: Tensor) -> Tensor:  # (b, k) -> (b, n)
         """Mix unit vectors, in the dtype and on the device of `vectors`."""

@@ -10,8 +10,8 @@ Positions of n sampled particles over W + 1 frames, velocities as differences of
     all points:  x(X) = X + S u,    u = x(Y) - Y the displacements of the samples, S a sparse matrix built once
 
 Papers: viswanath2024reduced; sanchezgonzalez2020learning (inputs, noise, step of time).
-Parts: `_particle_network` (interactions), `_neural_operator` (grid), `_particle_model` (inputs, step, rollout),
-`_particle_training` (noise, training), `_upsampling` (S).
+Parts: `_particle_network` (interactions), `_neural_operator` (grid), `_particle_forward` (inputs), `_particle_model`
+(step, rollout), `_particle_training` (noise, training), `_upsampling` (S).
 
 =====================  ==========================================
 paper, official code   here
@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from steepest.core.errors import Limit, at_least, check, check_params, interval, one_of, optional, positive, value_error
 from steepest.core.parallel import ordered_map
 from steepest.core.random import torch_generator
-from steepest.physics._neural_operator import NeuralOperator
+from steepest.physics._neural_operator import NeuralOperator, grid_sizes
 from steepest.physics._particle_data import as_trajectories
 from steepest.physics._particle_graph import farthest_point_sample
 from steepest.physics._particle_model import ParticleModel
@@ -56,7 +56,6 @@ from steepest.physics._upsampling import Upsampler
 
 __all__ = ["GIOROM"]
 
-LATENT_GRIDS = {2: 32, 3: 16}  # official
 SIMULATION_CHUNK = 16384  # queries that one worker infers at a time
 
 
@@ -179,7 +178,7 @@ class GIOROM(ParticleModel):
     def _build(self, box: list[list[float]]) -> None:
         get = self.settings.__getitem__
         check("upsample_neighbors", get("upsample_neighbors"), optional(interval(self.dim + 2, integer=True)))
-        self.latent_grid = self.settings["latent_grid"] = _grid(get("latent_grid"), self.dim)
+        self.latent_grid = self.settings["latent_grid"] = grid_sizes(get("latent_grid"), self.dim)
         if 2 * self.hidden % get("heads"):
             raise value_error("heads", f"a divisor of the transformer's width {2 * self.hidden}", get("heads"))
         layers = [SpectralLayer(self.hidden) for _ in range(2 * get("n_mp_layers"))]
@@ -391,16 +390,3 @@ def _infer(
         placed.append(make(reference, queries)(frames))
         reference, queries = frames[-1], placed[-1][-1]
     return torch.cat(placed)
-
-
-def _grid(latent_grid: Any, dim: int) -> tuple[int, ...]:
-    """Give the nodes of each axis."""
-    sizes = LATENT_GRIDS[dim] if latent_grid is None else latent_grid
-    if isinstance(sizes, list | tuple):
-        if len(sizes) != dim:
-            raise value_error("latent_grid", f"an integer, or {dim} of them", latent_grid)
-    else:
-        sizes = (sizes,) * dim
-    for size in sizes:
-        check("latent_grid", size, at_least(2, integer=True))
-    return tuple(int(size) for size in sizes)

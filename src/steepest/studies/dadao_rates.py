@@ -12,7 +12,8 @@ from steepest.federated._gossip_rates import optimal_gossip_rates
 from steepest.studies import dadao_problems as problems
 from steepest.studies.claim import bootstrap_interval
 from steepest.studies.context import Context
-from steepest.studies.dadao_runs import course_of, log_course
+from steepest.studies.dadao_peers import Course
+from steepest.studies.dadao_runs import course_of, log_courses
 
 __all__ = ["barbell_run", "draw_networks", "gains"]
 
@@ -58,13 +59,15 @@ def barbell_run(ctx: Context, best: Any) -> None:
     graph = problems.barbell(ctx.pick(tiny=4, quick=10, full=10, paper=10))
     level = 1e-3 if ctx.scale == "tiny" else 1e-6
     times, fewer = [], []
+    courses: dict[str, dict[int, Course]] = {"DADAO": {}, "DADAO, best rates": {}}
     for seed in ctx.seeds:
         problem = problems.quadratics(graph[0], 10, 10, seed)
         equal, ours = (course_of(problem, graph, seed, level, rates=rates) for rates in ("uniform", best))
-        log_course(ctx, "barbell", "DADAO", seed, equal)
-        log_course(ctx, "barbell", "DADAO, best rates", seed, ours)
+        courses["DADAO"][seed], courses["DADAO, best rates"][seed] = equal, ours
         times.append(ours.reach(level, "time") / equal.reach(level, "time"))
         fewer.append(equal.reach(level) / ours.reach(level))
+    for method, by_seed in courses.items():
+        log_courses(ctx, "barbell", method, by_seed)
     ctx.measured("rates-time", float(np.median(times)), bootstrap_interval(times))
     ctx.measured("rates-communications", float(np.median(fewer)), bootstrap_interval(fewer))
 

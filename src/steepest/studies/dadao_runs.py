@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,9 +22,10 @@ from steepest.studies.context import Context
 from steepest.studies.dadao_peers import Course
 from steepest.studies.dadao_problems import Edges, Problem
 
-__all__ = ["condition", "course_of", "edges", "paper", "rings", "workers"]
+__all__ = ["condition", "course_of", "edges", "log_courses", "paper", "rings", "workers"]
 
 LEVEL = 1e-8  # mean squared distance, relative to the start's
+TINY = 1e-300  # of which there is a logarithm
 GUARANTEE = 1 / (8 * math.sqrt(2))
 STEP = 0.25  # of gossip tracking, in 1 / L: at 0.5 the network, not L / mu, sets its time for small L / mu
 
@@ -51,10 +53,15 @@ def course_of(problem: Problem, graph: Any, seed: int, level: float = LEVEL, **o
     return course
 
 
-def log_course(ctx: Context, name: str, method: str, seed: int, course: Course, points: int = 150) -> None:
-    """Keep distance against edge uses, thinned."""
-    keep = np.unique(np.geomspace(1, len(course.edges), min(points, len(course.edges))).astype(int) - 1)
-    ctx.series(name, [(max(course.edges[k], 1.0), course.distance[k]) for k in keep], method=method, seed=seed)
+def log_courses(
+    ctx: Context, name: str, method: str, courses: dict[int, Course], first: float = 1.0, points: int = 150
+) -> None:
+    """Keep distance against edge uses by seed, all at the same places, from `first` to where the first of them ends."""
+    last = min(course.edges[-1] for course in courses.values())
+    at = np.geomspace(min(first, last), last, points)
+    for seed, course in courses.items():
+        distance = np.exp(np.interp(at, course.edges, np.log(np.maximum(course.distance, TINY))))
+        ctx.series(name, list(zip(at, distance, strict=True)), method=method, seed=seed)
 
 
 def condition(ctx: Context) -> None:
@@ -121,16 +128,19 @@ def edges(ctx: Context, task: str, names: dict[str, str]) -> None:
     make = {"regression": problems.least_squares, "logistic": problems.logistic}[task]
     n, level = ctx.pick(tiny=(8, 1e-3), quick=(20, LEVEL), full=(20, LEVEL), paper=(20, LEVEL))
     ratios: dict[str, list[float]] = {key: [] for key in names}
+    courses: defaultdict[str, dict[int, Course]] = defaultdict(dict)
     for seed in ctx.seeds:
         problem = make(n, 10, seed)
         graph, _ = problems.geometric_graph(n, 0.4 if n == 20 else 0.6, seed)
         ours = course_of(problem, graph, seed, level)
-        log_course(ctx, task, "DADAO", seed, ours)
+        courses["DADAO"][seed] = ours
         if installed("cvxpy"):
-            log_course(ctx, task, "DADAO, best rates", seed, course_of(problem, graph, seed, level, rates="sdp"))
+            courses["DADAO, best rates"][seed] = course_of(problem, graph, seed, level, rates="sdp")
         for key, course in _peers(problem, graph, level, seed).items():
-            log_course(ctx, task, names[key], seed, course)
+            courses[names[key]][seed] = course
             ratios[key].append(course.reach(level) / ours.reach(level))
+    for method, by_seed in courses.items():
+        log_courses(ctx, task, method, by_seed, first=50.0)
     for key, values in ratios.items():
         ctx.measured(f"edges-{task}-{key}", float(np.median(values)), bootstrap_interval(values, statistic=np.median))
     if task == "regression":
@@ -214,9 +224,9 @@ def paper(ctx: Context) -> None:
     hardest = max(graphs, key=lambda graph: 1 / float(np.linalg.eigvalsh(peers.laplacian(graph))[1]))
     level = LEVEL if ctx.max_steps is None else 0.5
     ours = course_of(problem, graphs, ctx.seed, level, switch_every=1.0)
-    log_course(ctx, "regression", "DADAO", ctx.seed, ours)
+    log_courses(ctx, "regression", "DADAO", {ctx.seed: ours})
     limit = ctx.max_steps or 20_000
     adom = peers.adom_plus(problem, hardest, level, multi_consensus=True, maxiter=limit)
-    log_course(ctx, "regression", "ADOM+, multi-consensus", ctx.seed, adom)
+    log_courses(ctx, "regression", "ADOM+, multi-consensus", {ctx.seed: adom})
     ctx.note("ADOM+ gossips over the graph with the largest chi1 of the fifty, which its constants are for.")
     ctx.measured("paper-switching", adom.reach(level) / ours.reach(level))

@@ -47,6 +47,11 @@ def wells(x: Tensor) -> Tensor:
     return 0.01 * (x**2 / (1 + x**2)).sum()
 
 
+def nothing(x: Tensor) -> Tensor:
+    """No public term: what has little curvature in the data is then slow to learn, as the theory has it."""
+    return 0.0 * x.sum()
+
+
 def ball(x: Tensor) -> Tensor:
     """A strongly convex public term, for the regime in which gradient descent needs few steps."""
     return 0.25 * (x**2).sum()
@@ -72,11 +77,15 @@ def logistic(a: Tensor, public: Callable[[Tensor], Tensor] = wells) -> Problem:
 def synthetic(
     n: int, d: int = 40, *, seed: int = 0, isotropic: bool = False, public: Callable[[Tensor], Tensor] = wells
 ) -> Problem:
-    """Features of scale 1/k (or all alike), rows of norm 2, labels by a logistic model of random weights."""
+    """Features of scale 1/k (or all alike), rows of norm 2, labels by a logistic model of random weights.
+
+    The weights are drawn first: every n is a sample of one and the same population.
+    """
     rng = np.random.default_rng(seed)
+    weights = 0.5 * rng.standard_normal(d)
     a = rng.standard_normal((n, d)) / (1.0 if isotropic else np.arange(1, d + 1))
     a *= 2 / np.linalg.norm(a, axis=1, keepdims=True)
-    logits = a @ (0.5 * rng.standard_normal(d))
+    logits = a @ weights
     y = np.where(rng.random(n) < 1 / (1 + np.exp(-logits)), 1.0, -1.0)
     return logistic(torch.as_tensor(a * y[:, None], dtype=torch.float32), public)
 

@@ -101,7 +101,11 @@ class Curve:
     @property
     def reached(self) -> float:
         """Seconds until the loss is at most 0.5, infinite if it never is."""
-        below = np.flatnonzero(self.losses <= TARGET)
+        return self.time_to(TARGET)
+
+    def time_to(self, loss: float) -> float:
+        """Seconds until the loss is at most `loss`, infinite if it never is."""
+        below = np.flatnonzero(self.losses <= loss)
         return float(self.times[below[0]]) if len(below) else np.inf
 
     @property

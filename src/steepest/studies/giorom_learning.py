@@ -96,12 +96,12 @@ class Learning:
         ]
         found = training.train_all(runs, self.sizes.workers, lambda share: None)
         for method in methods:
-            tried = {one.run.lr: one.scores.step for one in found if one.run.method == method}
+            tried = {one.run.lr: one.scores.rollout for one in found if one.run.method == method}
             best = min(tried, key=lambda lr: tried[lr])
             assert best is not None
             self.rates[method] = best
             said = ", ".join(f"{error:.3g} at {lr:g}" for lr, error in tried.items())
-            self.ctx.note(f"{method}: learning rate {best:g}; one-step error on validation scenes {said}.")
+            self.ctx.note(f"{method}: learning rate {best:g}; error of 30 steps on validation scenes {said}.")
         self.rates["published"] = self.rates["GIOROM"]
 
     def _unseen(

@@ -51,7 +51,7 @@ class Plan:
         Of the networks; `n_layers` of GNS alone.
     n_training, n_test, n_sample : int
         Scenes; particles of a window.
-    batch_size, lr, lr_final
+    batch_size, lr, lr_final, unroll
         Of the training.
     """
 
@@ -64,8 +64,9 @@ class Plan:
     n_test: int = 4
     n_sample: int = 150
     batch_size: int = 2
-    lr: float = 3e-3
+    lr: float = 1e-3
     lr_final: float = 2e-5
+    unroll: int = 3
     setting: Setting = field(default_factory=Setting)
 
     @property
@@ -137,14 +138,16 @@ def train_one(run: Run) -> Trained:
     unseen = chosen(
         trajectories(run.material, run.split, plan.n_test, run.data_seed, plan.setting), plan.n_sample, run.seed
     )
-    noise: dict[str, Any] = {"noise": 3e-4, "noise_unit": "frame"} if run.method == "published" else {}
+    theirs = run.method == "published"
+    noise: dict[str, Any] = {"noise": 3e-4, "noise_unit": "frame"} if theirs else {}
     model = build(run)
     model.fit(training, n_sample=plan.n_sample, steps=0, seed=run.seed, **noise)
     linear, d = model.autoregression, plan.setting.dim
     skip = torch.zeros(d, WINDOW * d - d) if linear is None else linear.weight.detach().clone()
     model.fit(
         training, n_sample=plan.n_sample, steps=10**6, max_seconds=run.share * plan.seconds, batch_size=plan.batch_size,
-        lr=plan.lr if run.lr is None else run.lr, lr_final=plan.lr_final, seed=run.seed, **noise,
+        lr=plan.lr if run.lr is None else run.lr, lr_final=plan.lr_final, seed=run.seed,
+        unroll=0 if theirs else plan.unroll, **noise,
     )  # fmt: skip
     return Trained(run, model, scores_of_model(model, unseen), skip, scores_of_skip(model, skip, unseen))
 

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from scipy.interpolate import LinearNDInterpolator, RBFInterpolator
 from scipy.spatial import cKDTree
 
+from steepest.core.extras import installed
 from steepest.core.random import numpy_generator
 from steepest.physics import GIOROM, Upsampler, farthest_point_sample
 from steepest.studies.context import Context
+from steepest.studies.giorom_operator import trained_operator
 from steepest.studies.giorom_scenes import Setting, trajectories
 from steepest.studies.giorom_training import WINDOW
 
@@ -194,6 +196,12 @@ def train_kernels(ctx: Context, setting: Setting, n_training: int, n_scenes: int
         model.fit_upsampler(training, n_sample=n_sample, steps=steps)
         after = pooled(errors(scenes, 16.0, ctx.seeds[0], {"": _by_model(model)})[""])
         ctx.measured(claim, after / before)
+    if not installed("neuralop"):
+        ctx.skipped("peer-operator", "neuraloperator is not installed: pip install neuraloperator")
+        return
+    theirs = trained_operator(training, n_sample, steps)
+    found = errors(scenes, 16.0, ctx.seeds[0], {"": theirs, ORDER: METHODS[ORDER]})
+    ctx.measured("peer-operator", pooled(found[""]) / pooled(found[ORDER]))
 
 
 def _by_model(model: GIOROM) -> Interpolate:

@@ -22,6 +22,7 @@ from steepest.studies.hard_constraint_moe_training import (
     by_method,
     dots,
     flow,
+    long_seeds,
     moe_on_bases,
     ratio,
     score_of,
@@ -36,22 +37,22 @@ __all__ = ["trained_through", "vorticity"]
 def trained_through(ctx: Context) -> list[Trained]:
     """101 x 256 points, the paper's start: all three methods from scratch, equal CPU time."""
     nt, nx, n_test, seconds, tuning, sampled = ctx.pick(
-        tiny=(8, 16, 2, 0.2, 0.1, 16), quick=(101, 256, 8, 5.0, 2.0, 2048), full=(101, 256, 64, 60.0, 20.0, 2048),
-        paper=(101, 256, 64, 60.0, 20.0, 2048),
+        tiny=(8, 16, 2, 0.2, 0.1, 16), quick=(101, 256, 8, 5.0, 2.0, 2048), full=(101, 256, 12, 25.0, 5.0, 2048),
+        paper=(101, 256, 12, 25.0, 5.0, 2048),
     )  # fmt: skip
     network = {"modes": (8, 8), "widths": (32,) * 6, "head": 128, "output_activation": None}
     if ctx.scale == "tiny":
         network |= {"modes": (2, 2), "widths": (4, 4), "head": 8}
     problem = sorption(nt, nx, n_test, ctx.seed + 1, network=network, layer=LAYER | {"num_sampled_points": sampled},
                        compatible=False, smoothing=SMOOTHING, skip_corner=5 if ctx.scale != "tiny" else 1)  # fmt: skip
-    workers, methods = workers_of(ctx), (SC, HC, MOE)
+    workers, methods, seeds = workers_of(ctx), (SC, HC, MOE), long_seeds(ctx)
     rates = best_rates(problem, methods, ctx.seed, tuning, workers)
     ctx.note(f"101 x 256 points: learning rates {rates} of two each; PI-HC samples {sampled} points, each of four "
              f"experts {sampled}.")  # fmt: skip
-    jobs = [Run(problem, m, seed, rates[m], max_seconds=seconds) for seed in ctx.seeds for m in methods]
+    jobs = [Run(problem, m, seed, rates[m], max_seconds=seconds) for seed in seeds for m in methods]
     found = by_method(train_all(jobs, workers))
     steps = int(np.median([t.steps for t in found[MOE]]))
-    equal = train_all([Run(problem, SC, seed, rates[SC], steps) for seed in ctx.seeds], workers)
+    equal = train_all([Run(problem, SC, seed, rates[SC], steps) for seed in seeds], workers)
     shared = replace(problem, layer=problem.layer | {"num_sampled_points": 4 * sampled})
     same_points = train_all([Run(shared, HC, ctx.seeds[0], rates[HC], max(3, steps // 8))], 1)
     ratio(ctx, "moe-trained-sc", found[MOE], found[SC])
@@ -67,9 +68,12 @@ def trained_through(ctx: Context) -> list[Trained]:
     ctx.measured("step-time-experts", float(per_step[MOE] / per_step[HC]))
     spreads = {m: _spread([float(np.mean(t.history["fun"][-5:])) for t in found[m]]) for m in (HC, MOE)}
     ctx.measured("stable-spread", spreads[MOE] / spreads[HC])
-    dots(ctx, "trained", {**found, "PI-SC, equal steps": equal})
+    dots(ctx, "trained", {**found, "PI-SC, equal steps": equal}, seeds)
     told = "; ".join(f"{m} {np.median([t.steps for t in found[m]]):.0f}" for m in methods)
-    ctx.note(f"101 x 256 points: steps in {seconds:.0f} CPU seconds: {told}.")
+    ctx.note(
+        f"101 x 256 points: steps in {seconds:.0f} CPU seconds: {told}; "
+        f"{len(seeds)} seeds, {n_test} unseen starts, {tuning:.0f} CPU seconds for each trial of a rate."
+    )
     return [*(t for m in methods for t in found[m]), *equal]
 
 
@@ -78,20 +82,20 @@ def trained_through(ctx: Context) -> list[Trained]:
 
 def vorticity(ctx: Context) -> list[Trained]:
     """16 x 32 x 32 points: short and longer training."""
-    at_full = (16, 32, 8, 15.0, 60.0)
+    at_full = (16, 32, 8, 15.0, 25.0)
     nt, n, n_test, short, long = ctx.pick(tiny=(4, 8, 2, 0.2, 0.2), quick=at_full, full=at_full, paper=at_full)
     network = {"modes": (4, 4, 4), "widths": (12,) * 5, "head": 48, "output_activation": None}
     if ctx.scale == "tiny":
         network |= {"modes": (1, 1, 1), "widths": (4, 4), "head": 8}
     layer = LAYER | {"pde_weight": 1.0, "num_sampled_points": 2048 if ctx.scale != "tiny" else 32}
     problem = flow(nt, n, n_test, ctx.seed + 2, network=network, layer=layer)
-    workers = workers_of(ctx)
+    workers, seeds = workers_of(ctx), long_seeds(ctx)
     first = by_method(
-        train_all([Run(problem, m, seed, 4e-3, max_seconds=short) for seed in ctx.seeds for m in (SC, HC)], workers)
+        train_all([Run(problem, m, seed, 4e-3, max_seconds=short) for seed in seeds for m in (SC, HC)], workers)
     )
     swapped = [moe_on_bases(t, "none") for t in first[HC]]
     later = by_method(
-        train_all([Run(problem, m, seed, 4e-3, max_seconds=long) for seed in ctx.seeds for m in (SC, HC, MOE)], workers)
+        train_all([Run(problem, m, seed, 4e-3, max_seconds=long) for seed in seeds for m in (SC, HC, MOE)], workers)
     )
     truth = problem.test[1]
     still = torch.linalg.vector_norm((truth - truth[:, :1]).flatten(1), dim=1)
@@ -107,9 +111,12 @@ def vorticity(ctx: Context) -> list[Trained]:
     dots(ctx, "flow", {
         f"PI-SC, {short:.0f} s": first[SC], f"PI-HC, {short:.0f} s": first[HC], f"{MOE} on PI-HC": swapped,
         f"PI-SC, {long:.0f} s": later[SC], f"PI-HC, {long:.0f} s": later[HC], f"{MOE}, {long:.0f} s": later[MOE],
-    })  # fmt: skip
+    }, seeds)  # fmt: skip
     ctx.series("flow", [persistence], method="persistence")
-    ctx.note(f"vorticity: persistence has a relative error of {persistence:.2f}; learning rate 4e-3 for all.")
+    ctx.note(
+        f"vorticity: persistence has a relative error of {persistence:.2f}; learning rate 4e-3 for all, "
+        f"pde_weight 1, not tuned; {len(seeds)} seeds, {short:.0f} and {long:.0f} CPU seconds."
+    )
     return [t for found in (first, later) for group in found.values() for t in group]
 
 

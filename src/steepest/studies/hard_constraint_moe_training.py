@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,11 @@ __all__ = [
     "Score",
     "Trained",
     "best_rates",
+    "best_settings",
     "by_method",
     "dots",
     "flow",
+    "long_seeds",
     "moe_layer",
     "moe_on_bases",
     "ratio",
@@ -55,11 +57,16 @@ __all__ = [
     "score_of",
     "sorption",
     "train_all",
+    "weighted",
     "workers_of",
 ]
 
 HC, MOE, SC = "PI-HC", "PI-HC-MoE", "PI-SC"
 RATES = (2e-3, 4e-3)
+WIDE = {
+    HC: ((2e-3, 0.1), (4e-3, 0.1), (2e-3, 1.0), (4e-3, 1.0)),
+    SC: ((1e-3, 0.1), (2e-3, 0.1), (4e-3, 0.1), (8e-3, 0.1)),
+}
 SMOOTHING = 0.01  # of the isotherm: solves would end on its kink at zero and not converge
 LAYER = {"ridge": 1e-2, "row_scaling": "balanced", "pde_weight": 0.1, "hessian": "gauss-newton", "start": "running"}
 CHUNK = 4  # starts at a time when a network is scored
@@ -249,6 +256,21 @@ def best_rates(problem: Problem, methods: Sequence[str], seed: int, seconds: flo
     return {m: min(RATES, key=lambda lr: at[m, lr]) for m in methods}
 
 
+def best_settings(problem: Problem, seed: int, seconds: float, workers: int) -> dict[str, tuple[float, float]]:
+    """Learning rate and, where there is a layer, its `pde_weight`, of the lower validation error: four trials each."""
+    trials = [(m, lr, weight) for m, settings in WIDE.items() for lr, weight in settings]
+    runs = [
+        Run(weighted(problem, weight), m, seed, lr, max_seconds=seconds, validate=True) for m, lr, weight in trials
+    ]  # fmt: skip
+    errors = dict(zip(trials, (trained.score.error for trained in train_all(runs, workers)), strict=True))
+    return {m: min(settings, key=lambda setting: errors[m, *setting]) for m, settings in WIDE.items()}
+
+
+def weighted(problem: Problem, pde_weight: float) -> Problem:
+    """The problem with this weight of the equation's rows in the layer."""
+    return replace(problem, layer=problem.layer | {"pde_weight": pde_weight})
+
+
 @torch.no_grad()
 def score(problem: Problem, net: FNO, layer: HardConstraint | None, data: tuple[Tensor, Tensor]) -> Score:
     """Errors and losses on starts with known solutions."""
@@ -307,6 +329,11 @@ def workers_of(ctx: Context) -> int:
     return int(ctx.options.get("workers", ctx.pick(tiny=1, quick=1, full=2, paper=1)))
 
 
+def long_seeds(ctx: Context) -> list[int]:
+    """Two seeds for the long trainings, unless more were asked for."""
+    return ctx.seeds if ctx.seeds_asked else ctx.seeds[:2]
+
+
 def by_method(found: Sequence[Trained]) -> dict[str, list[Trained]]:
     """Runs of each method, in their order."""
     groups: dict[str, list[Trained]] = {}
@@ -328,8 +355,10 @@ def ratio(
     ctx.measured(claim, float(np.median(ratios)), bootstrap_interval(ratios, statistic=np.median))
 
 
-def dots(ctx: Context, name: str, groups: Mapping[str, Sequence[Trained | Score]]) -> None:
+def dots(
+    ctx: Context, name: str, groups: Mapping[str, Sequence[Trained | Score]], seeds: Sequence[int] | None = None
+) -> None:
     """Errors of every method, seed by seed, for a figure."""
     for method, group in groups.items():
-        for seed, item in zip(ctx.seeds, group, strict=True):
+        for seed, item in zip(seeds or ctx.seeds, group, strict=True):
             ctx.series(name, [score_of(item).error], method=method, seed=seed)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import breadth_first_order, connected_components
+
+from steepest.transport._parts import strongest_links
 
 __all__ = ["Curve"]
 
@@ -25,13 +27,9 @@ class Curve:
         n, m = B.shape
         self.n = n
         self.potential = np.concatenate([du, -dv, [0.0]])  # the last node is joined to one node of every part
-        links = B.tocoo()
-        lengths = 1.0 + np.log(links.data.max() / np.maximum(links.data, 1e-300))
-        graph = sparse.csr_array((lengths, (links.coords[0], n + links.coords[1])), shape=(n + m, n + m))
-        tree = minimum_spanning_tree(graph)
-        n_parts, part = connected_components(tree, directed=False)
+        branches = strongest_links(B)
+        n_parts, part = connected_components(branches, directed=False)
         first = np.unique(part, return_index=True)[1]
-        branches = tree.tocoo()
         rows = np.concatenate([branches.row, np.full(n_parts, n + m)])
         columns = np.concatenate([branches.col, first])
         joined = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(n + m + 1, n + m + 1))
