@@ -250,7 +250,8 @@ def _races(ctx: Context, key: str, problem: Problem) -> tuple[str, float] | None
     limit = ctx.pick(tiny=0.1, quick=bound, full=max(FULL_LIMIT, bound), paper=0.0)
     limits = dict.fromkeys(_peers_of(ctx), limit)
     if key == "rla" and ctx.wants("rla-faster-log"):
-        limits |= {peer: max(limit, LONG_LIMIT) for peer in LONG if peer in limits}
+        longest = max(limit, ctx.pick(tiny=0.0, quick=0.0, full=LONG_LIMIT, paper=0.0))
+        limits |= {peer: longest for peer in LONG if peer in limits}
     found = {peer: race(peer, problem, REG, STOP, limits[peer]) for peer in limits}
     for peer, result in found.items():
         name = peer if result.done or peer == EXACT else f"> {peer}"
