@@ -148,7 +148,7 @@ PEERS = [
 
 OPTIONS = {
     "workers": "at full: trainings at a time (default: two, or one on a single core)",
-    "seconds": "processor seconds of each training (default 3.5 at quick, 10 at full)",
+    "seconds": "processor seconds of each training (default 2.5 at quick, 10 at full)",
 }
 
 _SCENES = "Scenes of our own material point method, 1,000 particles, that no network has seen"
@@ -249,7 +249,7 @@ def run(ctx: Context) -> None:
         return
     small = Setting(n_points=120)
     plan = ctx.pick(
-        quick=Plan(float(ctx.options.get("seconds", 3.5))),
+        quick=Plan(float(ctx.options.get("seconds", 2.5))),
         full=Plan(float(ctx.options.get("seconds", 10))),
         paper=None,
         tiny=Plan(0.08, 8, 4, 0.1, 2, 2, 1, 30, setting=small),
