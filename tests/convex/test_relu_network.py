@@ -298,14 +298,21 @@ def test_adversarial_optimum_is_the_worst_case_of_the_network(small, loss):
     assert value == pytest.approx(model.objective_, rel=1e-9)
 
 
-@EACH_LOSS
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "squared",
+        "logistic",
+        pytest.param("hinge", marks=pytest.mark.xfail(reason="a gap of 2 to 4 % after 4000 steps", strict=True)),
+    ],
+)
 def test_sampled_program_meets_its_optimality_conditions(loss):
     X, y, _ = problem(12, 3)
     directions = unit_directions(60, 3, np.random.default_rng(0))
     solver = SampledProgram(tensor(X), tensor(y), tensor(directions), loss, 0.1)
     for _ in range(4000):
         solver.step()
-    assert solver.look() < (0.06 if loss == "hinge" else 1e-3) * solver.objective  # its primal-dual steps are slow
+    assert solver.look() < 1e-3 * solver.objective
     assert float((solver.features.T @ solver.nu).abs().max()) <= 0.1 + 1e-12
     model = quiet_fit(
         ConvexReLUClassifier(
@@ -315,7 +322,7 @@ def test_sampled_program_meets_its_optimality_conditions(loss):
         y,
     )
     assert model.nonconvex_objective_ == pytest.approx(model.objective_, rel=1e-9)
-    assert 0 <= model.dual_violation_ < (1 if loss == "hinge" else 0.2)
+    assert 0 <= model.dual_violation_ < 0.2
     assert model.patterns_.shape == (400, 12)
 
 
