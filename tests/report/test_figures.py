@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -171,12 +172,17 @@ def test_names_of_lines_that_stop_early_do_not_cover_one_another():
     ]
     [d] = drawings("adamp", [Figure("f", "t", "loss", "x", "y")], [], series)
     names = [x for x in figures.specification(d)["layer"] if x["name"].startswith("label")]
-    height = {x["mark"]["text"]: x["data"]["values"][0]["at"] for x in names}
-    pixels = (figures.HEIGHT - 74) * (max(height.values()) - min(height.values()))  # the axis spans a little over 1
-    early = sorted(height[m] for m in ends if m != "whole")
-    assert height["whole"] == pytest.approx(1)
-    assert pixels > 2 * (figures.LABEL_GAP - 2)
-    assert np.diff(early).min() * (figures.HEIGHT - 74) > figures.LABEL_GAP - 2
+    places = {}
+    for x in names:
+        mark, at = x["mark"], x["data"]["values"][0]
+        begin = at["step"] / 19 * figures.USUAL_WIDTH + mark["dx"]
+        wide = 7 * len(mark["text"])
+        left = begin - wide if mark["align"] == "right" else begin
+        places[mark["text"]] = (left, left + wide, (figures.HEIGHT - 74) * at["at"])  # the axis spans a little over 1
+    assert places["whole"][2] == pytest.approx(figures.HEIGHT - 74)
+    for one, other in itertools.combinations([places[m] for m in ends if m != "whole"], 2):
+        apart = abs(one[2] - other[2]) > figures.LABEL_GAP - 2
+        assert apart or one[1] < other[0] or other[1] < one[0]
 
 
 def test_names_are_escaped_in_drawings():

@@ -69,7 +69,7 @@ def specification(
     if drawing.figure.kind == "line":
         lines = [x for x in drawing.lines if len(x.steps)]
         data = {f"line_{i}": _rows(x, thin(x.steps, points, log=drawing.figure.log_x)) for i, x in enumerate(lines)}
-        layers, right = _line_layers(drawing.figure, lines, list(data), height if labels else None)
+        layers, right = _line_layers(drawing.figure, lines, list(data), width, height if labels else None)
     else:
         layers, right = _dot_layers(drawing)
     return {
@@ -172,7 +172,9 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _line_layers(f: Figure, lines: Sequence[Line], names: Sequence[str], labels: int | None) -> tuple[list[Spec], int]:
+def _line_layers(
+    f: Figure, lines: Sequence[Line], names: Sequence[str], width: int | None, labels: int | None
+) -> tuple[list[Spec], int]:
     """Bands, lines, their ends, and (`labels`: the height) their names; and the room to leave at the right."""
     xs = _domain_x(np.concatenate([x.steps for x in lines]))
     ys = _domain(_positive([v for line in lines for v in (line.low, line.high)], f.log_y), f.log_y)
@@ -187,8 +189,9 @@ def _line_layers(f: Figure, lines: Sequence[Line], names: Sequence[str], labels:
     layers += [_end(line) for line, _ in behind]
     if labels is None:
         return layers, 12
-    longest = max(len(line.method) for line in lines)
-    return layers + _labels(lines, xs, ys, f, labels), min(16 + round(LETTER * longest), 190)
+    right = min(16 + round(LETTER * max(len(line.method) for line in lines)), 190)
+    plot = width - 48 - right if width else USUAL_WIDTH
+    return layers + _labels(lines, xs, ys, f, plot, labels), right
 
 
 ZOOM: list[Spec] = [
@@ -249,7 +252,7 @@ def _unzoomed() -> Spec:
 
 
 def _labels(
-    lines: Sequence[Line], xs: tuple[float, float], ys: tuple[float, float], f: Figure, height: int
+    lines: Sequence[Line], xs: tuple[float, float], ys: tuple[float, float], f: Figure, width: int, height: int
 ) -> list[Spec]:
     """Names at the right edge, each beside the end of its line, moved apart by 16 px."""
     log_x, log = f.log_x, f.log_y
@@ -271,18 +274,26 @@ def _labels(
     }  # the others are named where they stop
     ends = {line.method: pixel(float(line.median[-1])) for line in lines}
     at = dict(zip(whole, spread([ends[name] for name in whole], LABEL_GAP, 0, inner)))
-    taken = [Box(USUAL_WIDTH, at[name], name) for name in whole]
-    for line in sorted(lines, key=lambda line: share(float(line.steps[-1]))):
-        if line.method not in at:
-            box = beside(Box(share(float(line.steps[-1])) * USUAL_WIDTH, ends[line.method], line.method), taken, inner)
-            taken.append(box)
-            at[line.method] = box.y
+    taken = [Box(width, at[name], name) for name in whole]
+    inside = sorted((line for line in lines if line.method not in whole), key=lambda line: float(line.steps[-1]))
+    before: set[str] = set()
+    starts = {line.method: share(float(line.steps[-1])) * width for line in inside}
+    for name, x in starts.items():
+        others = [Box(starts[other] - 2 * LETTER, ends[other], "o") for other in starts if other != name]  # markers
+        box = beside(Box(x, ends[name], name), [*taken, *others], inner)
+        taken.append(box)
+        at[name] = box.y
+        if box.x < x:
+            before.add(name)
+    halo = {"stroke": "var(--bg)", "strokeWidth": 4, "strokeJoin": "round"}
     return [
         {
             "name": "label",
             "data": {"values": [{"step": float(line.steps[-1]), "at": _short(value(at[line.method]))}]},
-            "mark": {"type": "text", "align": "left", "dx": 10, "baseline": "middle", "clip": False}
-            | {"fontSize": 13, "fontWeight": 600, "fill": f"var(--t{line.mark.slot})", "text": line.method},
+            "mark": {"type": "text", "baseline": "middle", "clip": False}
+            | ({"align": "right", "dx": -10} if line.method in before else {"align": "left", "dx": 10})
+            | {"fontSize": 13, "fontWeight": 600, "fill": f"var(--t{line.mark.slot})", "text": line.method}
+            | ink,
             "encoding": {
                 "x": {"value": "width"} if line.method in whole else STEP,
                 "y": {"field": "at", "type": "quantitative"},
@@ -290,7 +301,13 @@ def _labels(
             },
         }
         for line in lines
+        for ink in ([{}] if line.method in whole else [halo, {}])
     ]
+
+
+def _wide(text: str) -> float:
+    """Pixels that a name takes, about: capitals are wider."""
+    return LETTER * len(text) + 2 * sum(letter.isupper() for letter in text)
 
 
 class Box(NamedTuple):
@@ -302,20 +319,25 @@ class Box(NamedTuple):
 
     def meets(self, other: Box) -> bool:
         left, right = sorted((self, other))
-        return abs(self.y - other.y) < LABEL_GAP - 1 and left.x + LETTER * len(left.text) + 4 > right.x
+        return abs(self.y - other.y) < LABEL_GAP - 1 and left.x + _wide(left.text) + 4 > right.x
 
 
 def beside(box: Box, taken: Sequence[Box], high: float) -> Box:
-    """Move a name up or down to the nearest place between 0 and `high` that meets no other; where none is, leave it.
+    """Put a name where it is, before the marker, or up or down, whichever is nearest and meets no other; else leave it.
 
     Examples
     --------
     >>> beside(Box(100, 50, "Adam"), [Box(110, 48, "SGD")], 300)
-    Box(x=100, y=66.0, text='Adam')
+    Box(x=49.2, y=50.0, text='Adam')
+    >>> beside(Box(20, 50, "Adam"), [Box(30, 48, "SGD")], 300)
+    Box(x=20, y=66.0, text='Adam')
     """
     half = LABEL_GAP / 2
     shifts = sorted((half * i for i in range(-int(high / half), int(high / half) + 1)), key=abs)
-    tried = (box._replace(y=box.y + shift) for shift in shifts)
+    before = box.x - 20 - _wide(box.text)
+    tried = (
+        box._replace(x=x, y=box.y + shift) for shift in shifts for x in ([box.x, before] if before >= 0 else [box.x])
+    )
     return next((b for b in tried if 0 <= b.y <= high and not any(b.meets(t) for t in taken)), box)
 
 

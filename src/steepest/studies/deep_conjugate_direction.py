@@ -127,7 +127,8 @@ FIGURES = [
     Figure("iterations", "Fewer iterations than CG at every size; multigrid needs fewer still", "iterations",
            "cells along a side", "iterations to a residual of 1e-4", log_x=True, log_y=True,
            caption=_SYSTEMS + " Mean over them; median and range over seeds."),
-    Figure("residual", "One residual, seven solvers", "residual", "iteration", "relative residual", log_y=True,
+    Figure("residual", "One residual, seven solvers", "residual", "iteration", "relative residual",
+           log_x=True, log_y=True,
            caption="White noise on a layout with obstacles that the network has not seen, to 1e-8; first seed."),
     Figure("seconds", "On a processor multigrid, LU and plain CG are faster", "seconds", "CPU seconds for a system",
            "solver", "dots", log_x=True, caption="The largest grid of the run, set-up included; one point a seed."),
@@ -176,8 +177,8 @@ REASONS: dict[str, str] = {
     "obstacles": "The network was trained on the empty box alone, where it now takes 5 iterations at 64 x 64; around "
     "obstacles it takes 11. With earlier first weights and right-hand sides these were 9 and 14: both fell, the box's "
     "more. Training with obstacles was not tried.",
-    "milliseconds": "Two thirds of an evaluation are convolutions at 50 GFLOP/s; 55 to 65 ms on one thread, and more "
-    "beside other work.",
+    "milliseconds": "Two thirds of an evaluation are convolutions at some 50 GFLOP/s, most of them on the finest level; "
+    "by itself an evaluation takes 50 to 60 ms on one thread, beside other work twice that.",
     "time-ic": _DEAR.format("0.4 of IC(0)-PCG's"),
     "time-deflation": _DEAR.format("an eighth"),
 }
