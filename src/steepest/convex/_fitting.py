@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.convex._admm import ADMM, BlockDescent, Copies, ExactStep
+from steepest.convex._interior import InteriorPoint, fewest, is_affordable
 from steepest.convex._program import Candidate, Program
 from steepest.convex._robust import PrimalDual
 from steepest.convex._sampled_program import LOOK_EACH, SampledProgram, unit_directions, violation_share
@@ -22,6 +23,8 @@ __all__ = ["Fit", "Settings", "fit_output", "fit_sampled"]
 KEYS = ("objective", "primal_residual", "dual_residual", "seconds", "accuracy")
 FIRST_LOOK, LOOK_AGAIN = 10, 1.1
 """The first iteration whose certificate is computed, and the factor to the next one after a failure."""
+FINISH_AFTER = 100
+"""Iterations of ADMM after which interior-point steps take over, where they are affordable."""
 FRESH = 10_000
 """Fresh directions of which the share that violates a sampled program's dual is told."""
 TINY = 1e-10
@@ -69,13 +72,15 @@ class Fit:
 
 def fit_output(program: Program, own: Settings, seed: int, state: Any = None, exact: ExactStep | None = None) -> Fit:
     """Solve with ADMM or primal-dual steps; `state` is that of an earlier fit of the same shape."""
-    solver = _make_solver(program, own, seed, state, exact)
+    first = solver = _make_solver(program, own, seed, state, exact)
     floor = TINY * program.objective(torch.zeros(program.shape).to(program.X))
-    next_look, iteration = FIRST_LOOK, 0
+    next_look, iteration = FIRST_LOOK if state is None else 1, 0
     certificate = None
 
     def step(_: None) -> tuple[None, Progress]:
-        nonlocal next_look, iteration, certificate
+        nonlocal solver, next_look, iteration, certificate
+        if iteration == FINISH_AFTER and isinstance(solver, ADMM) and is_affordable(program):
+            solver, next_look = InteriorPoint(program, own.tol), 0
         iteration += 1
         solver.step()
         candidate = solver.candidate()
@@ -101,6 +106,10 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
     run = drive(step, None, maxiter=own.max_iter, keep=KEYS, on_nonfinite="raise")
     if certificate is None:
         certificate = program.certify(solver.candidate(), own.tol)
+    elif isinstance(solver, InteriorPoint):
+        sparse = program.certify(replace(solver.candidate(), u=fewest(program, certificate.u)), own.tol)
+        if sparse.feasible and sparse.gap <= own.tol * max(abs(sparse.objective), floor):
+            certificate = sparse
     return Fit(
         certificate.u.cpu().numpy(),
         certificate.objective,
@@ -108,10 +117,20 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
         certificate.violation,
         run.success,
         run.nit,
-        solver.copies.rho if isinstance(solver, ADMM) else math.nan,
+        first.copies.rho if isinstance(first, ADMM) else math.nan,
         _history(run.history),
-        solver.copies if isinstance(solver, ADMM) else solver.point if isinstance(solver, PrimalDual) else None,
+        _state(first, solver),
     )
+
+
+def _state(first: Solver, last: Solver) -> Any:
+    """What a warm start goes on from; ADMM's own variables at the end of interior-point steps."""
+    if isinstance(last, PrimalDual):
+        return last.point
+    if isinstance(first, ADMM) and isinstance(last, InteriorPoint):
+        rho, z = first.copies.rho, last.candidate().u
+        return Copies(last.u, z, last.program.cone(z).clamp(min=0), last.p / rho, -last.t / rho, rho)
+    return first.copies if isinstance(first, ADMM) else None
 
 
 def fit_sampled(program: Program, directions: np.ndarray, own: Settings, seed: int, state: Tensor | None = None) -> Fit:
@@ -125,7 +144,7 @@ def fit_sampled(program: Program, directions: np.ndarray, own: Settings, seed: i
         nonlocal iteration, gap
         iteration += 1
         solver.step()
-        if iteration % LOOK_EACH == 0 or iteration == own.max_iter:
+        if program.loss == "hinge" or iteration % LOOK_EACH == 0 or iteration == own.max_iter:
             gap = solver.look()
         outputs = solver.features @ solver.a
         numbers = {

@@ -1,8 +1,9 @@
 r"""Sampled convex program: fixed unit directions, an l1 penalty on what goes out of them.
 
 With directions U (N, d) and :math:`\Phi = (X U^T)_+`, minimize loss(Phi a, y) + beta ||a||_1. Smooth losses take
-accelerated proximal gradient steps that restart when they point uphill, the hinge by primal-dual steps. Feasible duals
-are those with :math:`|\Phi^T \nu| \le \beta`; the share of fresh directions that violate it shows what N leaves out.
+accelerated proximal gradient steps that restart when they point uphill; with the hinge it is a linear program, which
+HiGHS solves in one step. Feasible duals are those with :math:`|\Phi^T \nu| \le \beta`; the share of fresh directions
+that violate it shows what N leaves out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.optimize import linprog
 from torch import Tensor
 
 from steepest.convex import _losses
@@ -43,15 +45,15 @@ class SampledProgram:
         self.features = (X @ directions.T).clamp(min=0)
         self.a = X.new_zeros(len(directions)) if a is None else a.clone()
         norm = 1.01 * max(operator_norm(self.features, seed=0, rtol=1e-6, maxiter=5000), 1e-300)
-        self._size = 1 / norm if loss == "hinge" else 1 / (_losses.CURVATURE[loss] * norm**2)
+        self._size = 1 / (_losses.CURVATURE.get(loss, 1.0) * norm**2)
         self._ahead, self._momentum = self.a.clone(), 1.0
-        self._t, self._weight = torch.zeros_like(y), 0.1
+        self._t = torch.zeros_like(y)
         self.nu, self.objective, self.dual, self.change = torch.zeros_like(y), math.inf, -math.inf, math.inf
 
     def step(self) -> None:
         before = self.a
         if self.loss == "hinge":
-            self._primal_dual()
+            self._linear_program()
         else:
             self._accelerated()
         self.change = float((self.a - before).norm())
@@ -77,12 +79,17 @@ class SampledProgram:
         self._ahead = a + weight * (a - self.a)
         self.a, self._momentum = a, momentum
 
-    def _primal_dual(self) -> None:
-        Y, scale = self.y, self._weight
-        a = _shrink(self.a + self._size / scale * (self.features.T @ (Y * self._t)), self._size / scale * self.beta)
-        ahead = 2 * a - self.a
-        self._t = (self._t + self._size * scale * (1 - Y * (self.features @ ahead))).clamp(0, 1)
-        self.a = a
+    def _linear_program(self) -> None:
+        """Minimize beta 1'(p + m) + 1'xi over p, m, xi >= 0 with y Phi (p - m) + xi >= 1; a = p - m."""
+        rows = (self.y[:, None] * self.features).cpu().numpy()
+        n, N = rows.shape
+        costs = np.concatenate([np.full(2 * N, self.beta), np.ones(n)])
+        left = np.hstack([rows, -rows, np.eye(n)])
+        found = linprog(costs, A_ub=-left, b_ub=-np.ones(n), method="highs")
+        if found.x is None:
+            raise FloatingPointError(f"the linear program of the hinge loss was not solved: {found.message}")
+        self.a = torch.as_tensor(found.x[:N] - found.x[N : 2 * N]).to(self.y)
+        self._t = torch.as_tensor(-found.ineqlin.marginals).to(self.y).clamp(0, 1)
 
 
 def _shrink(a: Tensor, by: float) -> Tensor:
