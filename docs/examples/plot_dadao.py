@@ -19,7 +19,7 @@ edges = [*half, *((i + 10, j + 10) for i, j in half), (0, 10)]
 turn = 2 * np.pi * np.arange(10) / 10
 left = np.stack([-1.7 + np.cos(turn), np.sin(turn)], axis=1)
 places = np.concatenate([left, left * [-1, 1]])
-best = optimal_gossip_rates((20, edges), method="cutting-plane")
+best = optimal_gossip_rates((20, edges), method="barrier")
 equal = uniform_gossip_rates((20, edges))
 print(f"{equal.total:.0f} conversations per unit of time with equal rates, {best.total:.0f} with the best")
 

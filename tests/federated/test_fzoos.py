@@ -330,6 +330,7 @@ def test_every_query_is_counted_and_the_budget_is_kept(rule):
         assert calls(fs) == result.nfev <= budget
         assert result.message == ("max_queries" if budget < most else result.message)
         assert result.nfev + 2 * per_round > budget or result.nit == 3
+        assert result.history[-1]["queries"] == result.nfev  # none is spent on a round that cannot be ended
 
 
 def test_traffic():
@@ -463,6 +464,9 @@ def test_a_lost_client_is_left_out_with_its_weights():
     assert sorted(result.local_weights) == [0, 2]
     np.testing.assert_allclose(result.global_weights, (result.local_weights[0] + result.local_weights[2]) / 2)
     assert (result.nit, result.success, result.nfev) == (4, True, calls(fs))
+    ended = FZooS(**SMALL).minimize(fs, START, rounds=4, engine=make, max_queries=85)
+    assert (ended.dropped, ended.message, ended.nit) == ([1], "max_queries", 1)
+    assert sorted(ended.local_weights) == [0, 2]  # also where no later round replaces them
 
 
 def test_failed_tasks_are_tried_again_within_the_budget():
@@ -473,13 +477,15 @@ def test_failed_tasks_are_tried_again_within_the_budget():
                 raise RuntimeError("the instrument is warming up")
             return value
 
-    for budget in (None, *range(20, 90, 6)):
+    for budget in (None, 10, 12, *range(20, 90, 6)):
         fs = [Fragile(CENTERS[0]), Counted(CENTERS[1])]
         result = FZooS(**SMALL).minimize(fs, START, rounds=3, max_queries=budget)
         assert result.nfev == calls(fs) <= (budget or 10_000)
         assert result.failures[0].kind == "exception"
         kept = [len(s.y) for s in result.surrogates]
         assert sum(kept) == calls(fs) - len(result.failures)
+        if budget is None:  # a failed task whose client lives is counted by what the client says, not in full
+            assert result.history[-1]["queries"] == result.nfev
     assert np.isfinite(result.fun)
 
 

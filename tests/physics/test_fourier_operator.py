@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -15,8 +16,8 @@ from steepest.physics.hard_constraint_moe import HardConstraint, HardConstraintM
 F64 = torch.float64
 
 
-def layer(width_in: int, width_out: int, modes: tuple[int, ...]) -> SpectralLayer:
-    made = SpectralLayer(width_in, width_out, modes).double()
+def layer(width_in: int, width_out: int, modes: tuple[int, ...], padding: tuple[float, ...] = ()) -> SpectralLayer:
+    made = SpectralLayer(width_in, width_out, modes, padding or (0.0,) * len(modes)).double()
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in made.parameters():
@@ -39,6 +40,36 @@ def test_a_spectral_layer_is_a_filter_of_waves():
             expected += part if j == 0 else 2 * part
     spectral = made(v)[0] - made.pointwise(v)[0]
     assert torch.allclose(spectral, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("grid", "modes", "padding"),
+    [
+        ((9, 6), (4, 4), (0.0, 0.0)),
+        ((8, 9), (2, 5), (0.5, 1 / 3)),
+        ((4, 6, 5), (2, 3, 3), (0.5, 0.0, 0.0)),
+        ((7,), (3,), (1.0,)),
+    ],
+)
+def test_the_products_are_fast_transforms_of_the_field_with_zeros_behind_it(grid, modes, padding):
+    made, g = layer(2, 3, modes, padding), torch.Generator().manual_seed(2)
+    v = torch.randn(2, *grid, 2, generator=g, dtype=F64, requires_grad=True)
+    axes, sizes = tuple(range(1, v.ndim - 1)), [n + round(share * n) for n, share in zip(grid, padding, strict=True)]
+    v_hat, R = torch.fft.rfftn(v, s=sizes, dim=axes), torch.view_as_complex(made.spectral)
+    y_hat = torch.zeros(*v_hat.shape[:-1], 3, dtype=v_hat.dtype)
+    for corner, signs in zip(R, itertools.product((1, -1), repeat=len(modes) - 1), strict=True):
+        waves = torch.cartesian_prod(
+            *(torch.arange(m) if sign > 0 else torch.arange(-m, 0) for sign, m in zip(signs, modes, strict=False)),
+            torch.arange(modes[-1]),
+        ).view(-1, len(modes))  # fmt: skip
+        for wave in waves.tolist():
+            y_hat[(slice(None), *wave)] = v_hat[(slice(None), *wave)] @ corner[(slice(None), slice(None), *wave)]
+    expected = torch.fft.irfftn(y_hat, s=sizes, dim=axes)[(slice(None), *(slice(0, n) for n in grid))]
+    found = made(v) - made.pointwise(v)
+    assert torch.allclose(found, expected, atol=1e-12)
+    weights = torch.randn(found.shape, generator=g, dtype=F64)
+    here, there = (torch.autograd.grad((y * weights).sum(), (v, made.spectral)) for y in (found, expected))
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(here, there, strict=True))
 
 
 def test_it_is_the_same_operator_on_a_finer_grid():
@@ -151,6 +182,8 @@ def test_the_soft_flow_starts_at_its_initial_vorticity():
         (lambda: FNO(3, 1, (), (4, 4), 8), "modes must be 1 or more"),
         (lambda: FNO(3, 1, (2, 2), (4,), 8), "widths must be 2 or more"),
         (lambda: FNO(3, 1, (2, 2), (4, 4), 8, output_activation="relu"), "output_activation must be"),
+        (lambda: FNO(3, 1, (2, 2), (4, 4), 8, padding=(0.5,)), "padding must be 2 numbers"),
+        (lambda: FNO(3, 1, (2, 2), (4, 4), 8, padding=(0.5, -1.0)), "padding must be >= 0"),
         (lambda: FNO(3, 1, (2, 2), (4, 4), 8)(torch.zeros(1, 8, 8, 2)), "x must be of 4 axes, the last of size 3"),
         (lambda: FNO(3, 1, (5, 2), (4, 4), 8)(torch.zeros(1, 8, 8, 3)), "modes must be at most half of a grid of 8"),
         (lambda: FNO(3, 1, (2, 6), (4, 4), 8)(torch.zeros(1, 8, 8, 3)), "modes must be at most 5 on a grid of 8"),

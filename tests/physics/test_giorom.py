@@ -21,7 +21,7 @@ from steepest.physics._particle_data import Statistics, Trajectory, load_traject
 from steepest.physics._particle_graph import radius_graph
 from steepest.physics._particle_network import SpectralLayer, graph_of, safe_norm
 from steepest.physics._particle_sums import copies, entries
-from steepest.physics._particle_training import Windows, least_squares_skip, random_walk, wanted
+from steepest.physics._particle_training import Batch, Windows, least_squares_skip, random_walk, wanted
 from steepest.physics._upsampling import Upsampler
 from steepest.physics.giorom import GIOROM
 
@@ -387,6 +387,38 @@ class TestTraining:
         dense = np.linalg.lstsq(torch.cat(past).numpy(), torch.cat(following).numpy(), rcond=None)[0]
         np.testing.assert_allclose(coefficients, dense.T, rtol=1e-6, atol=1e-8)
 
+    def test_skip_with_neighbors_by_hand(self) -> None:
+        model = GIOROM(**SMALL, latent_grid=6, skip="neighbors", bounds=[[0.35, 1.0], [0.0, 0.58]])
+        x = torch.tensor(motion(12)[:6]).transpose(0, 1)
+        batch = Batch(x, torch.zeros(12, dtype=torch.int64), torch.zeros(12, dtype=torch.int64), 1)
+        own = torch.cat((x.diff(n=2, dim=1).flatten(1), x[:, -1] - x[:, -2]), 1)
+        near = (x[:, None, -1] - x[None, :, -1]).norm(dim=-1) <= 0.15
+        beside = torch.stack([own[row].mean(0) for row in near]) - own
+        d = torch.cat((x[:, -1] - torch.tensor([0.35, 0.0]), torch.tensor([1.0, 0.58]) - x[:, -1]), 1)
+        walls = (1 - d / 0.15).clamp(0, 1)
+        assert 0 < (walls > 0).sum() < walls.numel()
+        v = own[:, -2:]
+        expected = torch.cat((own[:, :8], beside, torch.ones(12, 1), walls, walls * torch.cat((v, v), 1)), 1)
+        torch.testing.assert_close(model.linear_inputs(batch), expected, rtol=1e-4, atol=1e-7)
+
+    @pytest.mark.parametrize("kind", [GIOROM, GNS])
+    def test_skip_with_neighbors_finds_a_linear_law(self, kind: type[GIOROM] | type[GNS]) -> None:
+        """Particles that follow their neighbors' mean velocity: the skip alone has it, the other one has not."""
+        frames = torch.tensor(motion(40, 6))
+        while len(frames) < 24:
+            x, v = frames[-1], frames[-1] - frames[-2]
+            near = ((x[:, None] - x[None]).norm(dim=-1) <= 0.15).float()
+            following = x + v + 0.3 * (near @ v / near.sum(1, keepdim=True) - v)
+            frames = torch.cat((frames, following[None]))
+        settings = {"latent_grid": 6} if kind is GIOROM else {"n_layers": 2}
+        errors = []
+        for skip in ("neighbors", "least_squares"):
+            model = kind(**SMALL, **settings, skip=skip).fit([frames[5:].numpy()], steps=0, noise=0.0)
+            found = model.step(frames[12:18].transpose(0, 1).contiguous())
+            errors.append(float((found - frames[18]).abs().max()))
+        assert errors[0] < 1e-5
+        assert errors[1] > 10 * errors[0]
+
     @pytest.mark.parametrize("kind", [GIOROM, GNS])
     def test_the_first_fit_starts_at_the_autoregression(self, kind: type[GIOROM] | type[GNS]) -> None:
         settings = {"latent_grid": 6} if kind is GIOROM else {"n_layers": 2}
@@ -475,8 +507,6 @@ class TestTraining:
         raw.load_state_dict(model.state_dict(), strict=False)
         x = torch.tensor(motion()[:6]).transpose(0, 1)
         normalized = (x.diff(dim=1) - model.vel_mean_) / model.vel_std_
-        from steepest.physics._particle_training import Batch
-
         batch = Batch(x, torch.zeros(40, dtype=torch.int64), torch.zeros(40, dtype=torch.int64), 1)
         past = model.normalized_accelerations(x)
         torch.testing.assert_close(model._inputs(batch, past)[:, 16:26], normalized.flatten(1))

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from steepest.physics._constraint_rows import ConstraintData, sample_points
+from steepest.physics._constraint_rows import ConstraintData, constraint_rows, corrections, sample_points
 from steepest.physics._pde import PDE, DiffusionSorption1D, NavierStokes2D
 from steepest.physics._pointwise_rows import PointwiseLeastSquares
 from steepest.physics.hard_constraint_moe import HardConstraint, HardConstraintMoE
@@ -269,6 +269,20 @@ def test_the_anchor_is_the_global_fit_and_the_ridge_holds_the_correction():
     tight = HardConstraintMoE(pde, (1, 2), anchor="global", **options | {"ridge": 1e3}).eval()
     loose = HardConstraint(pde, **options | {"ridge": 1e3}).eval()(basis, u0).weights
     assert torch.allclose(tight(basis, u0).weights, loose.expand(-1, 2, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [problem, flow])
+def test_a_correction_of_the_anchor_has_the_rows_of_their_sum(make):
+    pde, basis, u0 = make()
+    data, parts = ConstraintData.of(pde, [basis, u0], ()), (1,) * (len(pde.grid) - 1) + (2,)
+    sample = sample_points(pde, parts, None, torch.Generator(), basis.shape[-1])
+    rows = constraint_rows(pde, data, *sample, balanced=True, pde_weight=0.7)
+    g = torch.Generator().manual_seed(4)
+    anchor, v = (torch.randn(len(basis), k, basis.shape[-1], generator=g, dtype=F64) for k in (1, 2))
+    for given, moved in zip(rows, corrections(rows, anchor), strict=True):
+        expected = given.each(lambda x: x.flatten(0, 1)).evaluate((anchor + v).flatten(0, 1))
+        found = moved.each(lambda x: x.flatten(0, 1)).evaluate(v.flatten(0, 1))
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_what_went_wrong_with_the_anchor_is_said():

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
 from steepest.studies import diff2 as study
+from steepest.studies import diff2_falls as falls
 from steepest.studies import diff2_privacy as privacy
 from steepest.studies import diff2_problems as problems
 from steepest.studies import diff2_runs as runs
@@ -82,6 +83,18 @@ def test_both_methods_get_the_same_number_of_trials():
     assert len(runs.GRIDS["DP-GD"]) == len(runs.GRIDS["DIFF2"])
 
 
+def test_how_far_the_objective_can_fall():
+    a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])  # two to one: the best logit is log 2
+    problem = problems.logistic(a, problems.nothing)
+    assert problem.fall() == pytest.approx(math.log(2) - (math.log(3) - 2 / 3 * math.log(2)), abs=1e-5)
+
+
+def test_the_prediction_by_hand():
+    """Noise over noise: 2^2 t / 2 against d (1 + 0.85^2 t fall)."""
+    problem = problems.synthetic(50, 4)
+    assert falls.predicted(problem, 0.1, 30, 2.0) == pytest.approx(2 * 60 / (4 * (1 + 0.85**2 * 60 * 0.1)))
+
+
 # ----------------------------------------------------------------------------------------------------------- the study
 
 
@@ -99,6 +112,11 @@ def test_tiny_run_reports_every_claim_and_draws(tiny):
             value, _, reason = tiny._measured[claim.id]
             assert reason if value is None else math.isfinite(value), claim.id
     check.check_logged(study, tiny)
+
+
+@pytest.mark.slow
+def test_the_picture_can_be_drawn(tiny):
+    check.check_pictures(study, tiny)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_gravity_ends_at_the_walls():
 
 def test_a_fitted_autoregression_falls_freely():
     scenes, _ = parabola()
-    model = training.build(training.Run("GIOROM", "newtonian", 0, PLAN)).double()
+    model = training.build(training.Run("GIOROM", "newtonian", 0, PLAN), "least_squares").double()
     model.fit([x.numpy() for x in scenes], steps=0, noise=0.0)
     found = training.scores_of_model(model, scenes)
     law = training.scores_of_extrapolation(scenes, PLAN)["constant velocity"]
@@ -79,14 +79,37 @@ def test_rollouts_of_many_scenes_are_those_of_each():
     for k in range(2):
         torch.testing.assert_close(both[:, k], one.model.rollout(initial[k], 4), rtol=0, atol=1e-5)
     alone = training.of_skip(one.model, one.skip)(initial)
-    for parameter in one.model.decoder[-1].parameters():
+    linear = training.build(one.run, "least_squares")
+    linear.load_state_dict({**linear.state_dict(), **one.model.state_dict(), "autoregression.weight": one.skip})
+    for parameter in linear.decoder[-1].parameters():
         torch.nn.init.zeros_(parameter)
-    one.model.autoregression.weight.data.copy_(one.skip)
-    torch.testing.assert_close(training.of_model(one.model)(initial), alone)
-    start = training.scores_of_model(one.model, scenes)
+    torch.testing.assert_close(training.of_model(linear)(initial), alone)
+    torch.testing.assert_close(training.of_linear(linear)(initial), alone)
+    start = training.scores_of_model(linear, scenes)
     assert start.step == pytest.approx(one.start.step, rel=1e-4)
     assert start.curve == pytest.approx(one.start.curve, rel=1e-3)
     assert len(one.model.history_["loss"]) > 0
+
+
+def test_the_best_weights_on_validation_scenes_are_kept(monkeypatch):
+    run = training.Run("GIOROM", "newtonian", 1, PLAN)
+    model = training.build(run)
+    errors = iter([3.0, 2.0, math.inf, 2.5, 1.0])  # the first of the linear map alone
+    monkeypatch.setattr(training, "rollout_errors", lambda roll, scenes, starts: [next(errors)])
+    keeper = training.Keeper(model, run)
+    keeper.look(0.0, linear=True)
+    last = model.decoder[-1].bias
+    for value in (1.0, 2.0, 3.0):
+        torch.nn.init.constant_(last, value)
+        keeper.look(value)
+    assert keeper.share == 1.0
+    model.load_state_dict(keeper.best)
+    assert last.tolist() == [1.0, 1.0]
+    keeper(1, {"seconds": [0.4 * keeper.seconds]})  # too early
+    assert keeper.share == 1.0
+    keeper(2, {"seconds": [0.5 * keeper.seconds]})
+    assert keeper.share == 0.5
+    keeper(3, {"seconds": [0.9 * keeper.seconds]})  # the last look is left to the end
 
 
 def test_chosen_particles():

@@ -34,7 +34,7 @@ from steepest.federated._dadao_events import Clocks, Schedule, Segment
 from steepest.federated._dadao_flow import XT, DadaoConstants, X
 from steepest.federated._dadao_nodes import Gradients, Kind, Nodes, Simulation
 from steepest.federated._gossip_graph import Graph, as_graph, checked_rates, constants_of, uniform_rates
-from steepest.federated._gossip_rates import SDP_EDGES, SDP_NODES, optimal_gossip_rates
+from steepest.federated._gossip_rates import optimal_gossip_rates
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
@@ -92,8 +92,8 @@ def dadao(
     L, mu : float
         Every f_i is L-smooth and mu-strongly convex, ``0 < mu <= L``.
     rates : "uniform", "sdp" or array_like (m,)
-        Expected gossips of each edge in a unit of time. ``"sdp"``: those of `optimal_gossip_rates`, by cutting planes
-        beyond 64 nodes or 256 edges. Numbers must meet ``2 chi1 chi2 <= 1``; for a list of graphs, a list of arrays.
+        Expected gossips of each edge in a unit of time. ``"sdp"``: those of `optimal_gossip_rates`, the
+        semidefinite program's optimum. Numbers must meet ``2 chi1 chi2 <= 1``; for a list of graphs, a list of arrays.
     t_max : float, optional
         Units of time, of one gradient a node on average.
     max_gradients, max_communications : int, optional
@@ -234,8 +234,7 @@ def _network(graph: Any, rates: Any, switch_every: float | None) -> tuple[list[G
 
 
 def _optimal(graph: Graph) -> tuple[Any, float, float]:
-    small = graph.n <= SDP_NODES and len(graph.edges) <= SDP_EDGES
-    found = optimal_gossip_rates(graph, method="sdp" if small else "cutting-plane")
+    found = optimal_gossip_rates(graph, method="barrier")
     return found.rates, found.chi1, found.chi2
 
 

@@ -6,8 +6,9 @@ With a number s, the product's bound is ``chi1 <= 1 / s`` and ``chi2 <= s / 2``,
 
     Lam - s (I - 11^T / n) >= 0,    W >= (Lam + 11^T / n)^-1,    b^T W b <= s for every edge
 
-``"sdp"`` gives it to a solver as it stands, with one matrix W for all edges. ``"cutting-plane"`` replaces both
-constraints by the linear ones that they imply, of which v is a parameter, and adds those that are violated:
+``"sdp"`` gives it to a solver as it stands, with one matrix W for all edges; ``"barrier"`` is an interior-point method
+of its own (`_gossip_barrier`). ``"cutting-plane"`` replaces both constraints by the linear ones that they imply, of
+which v is a parameter, and adds those that are violated:
 
     v^T Lam v >= s  for unit v,       v^T Lam v + s >= 2 b^T v  for any v; it is tight at v = Lam^+ b
 
@@ -29,6 +30,7 @@ from scipy import linalg, sparse
 
 from steepest.core.errors import SteepestWarning, check, interval, kind_error, one_of
 from steepest.core.extras import require
+from steepest.federated._gossip_barrier import by_barrier
 from steepest.federated._gossip_graph import (
     Array,
     Graph,
@@ -112,11 +114,12 @@ def optimal_gossip_rates(
     ----------
     graph : networkx.Graph, adjacency matrix or (n, edges)
         As in `dadao`; any finite symmetric matrix, of which the zeros count.
-    method : "sdp" or "cutting-plane"
-        A semidefinite program by cvxpy, or a sequence of linear programs by HiGHS: the same optimum, and the way to go
-        beyond 64 nodes or 256 edges.
+    method : "sdp", "barrier" or "cutting-plane"
+        A semidefinite program by cvxpy; Newton's method on a barrier, which needs no package and is the way to go
+        beyond 64 nodes or 256 edges; or a sequence of linear programs by HiGHS. All have the same optimum.
     tol : float
-        Of the solver; cutting planes end at this certified gap (or at 1e-6, which HiGHS's own tolerances allow).
+        Of the solver; the barrier ends at this certified gap, cutting planes too (or at 1e-6, which HiGHS's own
+        tolerances allow).
     solver : str, optional
         cvxpy's name of a solver for ``"sdp"``; ``"CLARABEL"`` by default.
 
@@ -145,22 +148,28 @@ def optimal_gossip_rates(
     Two triangles and a bridge: the bridge must talk more than the rest.
 
     >>> edges = [(0, 1), (0, 2), (1, 2), (2, 3), (3, 4), (3, 5), (4, 5)]
-    >>> result = optimal_gossip_rates((6, edges), method="cutting-plane")
+    >>> result = optimal_gossip_rates((6, edges), method="barrier")
     >>> result.success, round(result.gain, 2), int(result.rates.argmax())
     (True, 1.29, 3)
     """
     from scipy.optimize import OptimizeResult
 
     checked = as_graph(graph)
-    check("method", method, one_of("sdp", "cutting-plane"))
+    check("method", method, one_of("sdp", "barrier", "cutting-plane"))
     check("tol", tol, interval(0, 1, low_open=True, high_open=True))
     if solver is not None and not isinstance(solver, str):
         raise kind_error("solver", "None or the name of a cvxpy solver", solver)
     uniform, *_ = uniform_rates(checked)
-    found = _by_sdp(checked, tol, solver) if method == "sdp" else _by_cutting_planes(checked, uniform, tol)
+    if method == "sdp":
+        found = _by_sdp(checked, tol, solver)
+    elif method == "barrier":
+        best, bound, steps = by_barrier(checked, uniform, tol)
+        found = _Found(best, bound, f"{steps} steps of Newton's method", steps)
+    else:
+        found = _by_cutting_planes(checked, uniform, tol)
     rates, chi1, chi2 = scaled(checked, np.where(found.rates > CLIP * found.rates.max(), found.rates, 0.0))
     total, uniform_total = float(rates.sum()), float(uniform.sum())
-    gap = total / found.bound - 1
+    gap = total / found.bound - 1 if found.bound > 0 else np.inf
     return OptimizeResult(
         rates=rates,
         edges=checked.edges,
@@ -195,7 +204,7 @@ def _by_sdp(graph: Graph, tol: float, solver: str | None) -> _Found:
     cp: Any = require("cvxpy", "federated", what="optimal_gossip_rates(method='sdp')")
     n, m = graph.n, len(graph.edges)
     if n > SDP_NODES or m > SDP_EDGES:
-        text = f"{n} nodes and {m} edges are many for a semidefinite program; use method='cutting-plane'"
+        text = f"{n} nodes and {m} edges are many for a semidefinite program; use method='barrier'"
         warnings.warn(text, SteepestWarning, stacklevel=3)
     B = sparse.csr_array(
         (np.tile([1.0, -1.0], m), (np.repeat(np.arange(m), 2), graph.edges.ravel())), shape=(m, n)

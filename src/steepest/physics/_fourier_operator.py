@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from steepest.core.errors import at_least, check, kind_error, one_of, optional, value_error
+from steepest.core.errors import at_least, check, kind_error, nonnegative, one_of, optional, value_error
 from steepest.core.random import torch_generator
 
 __all__ = ["FNO"]
@@ -37,6 +37,10 @@ class FNO(nn.Module):
         Hidden channels of the last two linear maps. The paper: 128, 256 for two dimensions and time.
     output_activation : "gelu" or None
         After the last map; "gelu", the default, is the paper's for hard constraints.
+    padding : sequence of float, optional
+        Zeros that the transforms see behind the end of each axis, as shares of its length; none by default (the paper).
+        Without them the waves are periodic: early in training the field at the last time resembles that at the first.
+        0.5 for axes that are not periodic, time above all, costs nothing.
     seed : int, torch.Generator or None
         Of the first weights.
 
@@ -62,6 +66,7 @@ class FNO(nn.Module):
         head: int,
         *,
         output_activation: str | None = "gelu",
+        padding: Sequence[float] | None = None,
         seed: int | torch.Generator | None = 0,
     ) -> None:
         super().__init__()
@@ -75,10 +80,17 @@ class FNO(nn.Module):
             for size in sizes:
                 check(name, size, at_least(1, integer=True))
         check("output_activation", output_activation, optional(one_of("gelu")))
+        if padding is not None and not isinstance(padding, (tuple, list)):
+            raise kind_error("padding", "None or a sequence of numbers", padding)
+        if padding is not None and len(padding) != len(modes):
+            raise value_error("padding", f"{len(modes)} numbers, one an axis of the grid", padding)
+        behind = tuple(padding or (0.0,) * len(modes))
+        for share in behind:
+            check("padding", share, nonnegative())
         self.modes, self.output_activation, self.dim_in = tuple(modes), output_activation, dim_in
         with torch.device("meta"):  # shapes only: torch's own first weights would come from the global generator
             self.lift = nn.Linear(dim_in, widths[0])
-            self.layers = nn.ModuleList(SpectralLayer(a, b, self.modes) for a, b in itertools.pairwise(widths))
+            self.layers = nn.ModuleList(SpectralLayer(a, b, self.modes, behind) for a, b in itertools.pairwise(widths))
             self.hidden, self.output = nn.Linear(widths[-1], head), nn.Linear(head, dim_out)
         self.to_empty(device="cpu")
         self._first_weights(torch_generator(seed))
@@ -112,27 +124,49 @@ class FNO(nn.Module):
 
 
 class SpectralLayer(nn.Module):
-    """``F⁻¹(R · F v) + W v + b`` for v (B, *grid, width); R is kept as pairs of real numbers."""
+    """``F⁻¹(R · F v) + W v + b`` for v (B, *grid, width); R is kept as pairs of real numbers.
 
-    def __init__(self, width_in: int, width_out: int, modes: tuple[int, ...]) -> None:
+    Few waves are kept, so F and F⁻¹ are products with their cosines and sines, axis by axis: fewer operations than a
+    fast transform of all waves, and its numbers to rounding. Zeros behind the grid then only change the wavelengths.
+    """
+
+    def __init__(self, width_in: int, width_out: int, modes: tuple[int, ...], padding: tuple[float, ...]) -> None:
         super().__init__()
-        self.modes = modes
+        self.modes, self.padding = modes, padding
         corners = 2 ** (len(modes) - 1)  # signs of the waves along all axes but the last, whose transform is half
         self.spectral = nn.Parameter(torch.empty(corners, width_in, width_out, *modes, 2))
         self.pointwise = nn.Linear(width_in, width_out)
 
     def forward(self, v: Tensor) -> Tensor:
         """(B, *grid, width_in) to (B, *grid, width_out)."""
-        axes = tuple(range(1, v.ndim - 1))
-        sizes = [v.shape[axis] for axis in axes]
-        v_hat = torch.fft.rfftn(v, dim=axes)
+        m, axes = self.modes[-1], range(1, len(self.modes))
+        *others, n = (size + round(share * size) for size, share in zip(v.shape[1:-1], self.padding, strict=True))
+        angles = _angles(torch.arange(m), n)[:, : v.shape[-2]]
+        cosines, sines = (x.to(v) for x in (angles.cos(), angles.sin()))
+        weights = torch.where((torch.arange(m) == 0) | (2 * torch.arange(m) == n), 1.0, 2.0).to(v)[:, None] / n
+        parts = torch.cat((cosines, -sines)) @ v  # (B, *others, 2 m, width_in)
+        y = torch.complex(parts[..., :m, :], parts[..., m:, :])
+        transforms = []
+        for axis, size, kept in zip(axes, others, self.modes, strict=False):
+            angles = _angles(torch.cat((torch.arange(kept), torch.arange(-kept, 0))), size)[:, : v.shape[axis]]
+            transforms.append(torch.polar(torch.ones_like(angles), -angles).to(y))
+        for axis, F in zip(axes, transforms, strict=True):
+            y = torch.tensordot(F, y, ([1], [axis])).movedim(0, axis)
+        waves = "cdefgh"[: len(self.modes)]
+        y = torch.einsum(f"b{waves}i,io{waves}->b{waves}o", y, self._waves())
+        for axis, size, F in zip(axes, others, transforms, strict=True):
+            y = torch.tensordot(F.mH / size, y, ([1], [axis])).movedim(0, axis)
+        parts = torch.cat((y.real, y.imag), -2)
+        back = torch.cat((weights * cosines, -weights * sines)).mT  # (n, 2 m)
+        return back @ parts + self.pointwise(v)
+
+    def _waves(self) -> Tensor:
+        """R (width_in, width_out, *waves), waves in the order 0, 1, ..., -2, -1 along all axes but the last."""
         R = torch.view_as_complex(self.spectral)
-        y_hat = v_hat.new_zeros(*v_hat.shape[:-1], R.shape[2])
-        for corner, signs in zip(R, itertools.product((True, False), repeat=len(axes) - 1), strict=True):
-            low = [
-                slice(0, m) if positive else slice(-m, None) for positive, m in zip(signs, self.modes[:-1], strict=True)
-            ]
-            where = (slice(None), *low, slice(0, self.modes[-1]))
-            waves = "cdefgh"[: len(axes)]
-            y_hat[where] = torch.einsum(f"b{waves}i,io{waves}->b{waves}o", v_hat[where], corner)
-        return torch.fft.irfftn(y_hat, s=sizes, dim=axes) + self.pointwise(v)
+        for axis in range(len(self.modes) - 1, 0, -1):  # the last sign first: it varies fastest
+            R = torch.cat((R[::2], R[1::2]), 2 + axis)
+        return R[0]
+
+
+def _angles(waves: Tensor, n: int) -> Tensor:
+    return 2 * math.pi / n * (torch.outer(waves, torch.arange(n)) % n).double()

@@ -2,6 +2,8 @@ r"""The network of a particle model: settings, inputs, skip and forward pass, ch
 
 input     an embedding of the kind, W velocities (or the last one and W - 1 accelerations), distances to the walls
 output    the normalized acceleration: decoder(h) + A [normalized accelerations]
+          with skip="neighbors" A also has: mean over neighbors minus own of (accelerations, last velocity); 1; nearness
+          to each wall, (1 - distance / R) in [0, 1]; the same times the last velocity along that axis
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class ParticleNetwork(nn.Module):
         "n_types": at_least(1, integer=True),
         "connectivity_radius": optional(positive()),
         "node_input": one_of("accelerations", "velocities"),
-        "skip": optional(one_of("least_squares")),
+        "skip": optional(one_of("least_squares", "neighbors")),
         "normalize_velocity": boolean(),
     }
 
@@ -80,7 +82,8 @@ class ParticleNetwork(nn.Module):
             self.node_encoder = mlp(TYPE_DIM + d * (self.window + 2), hidden, hidden, hidden, norm=True)
             self.edge_encoder = mlp(d + 1, hidden, hidden, hidden, norm=True)
             self.decoder = mlp(hidden, hidden, hidden, d)
-            self.autoregression = nn.Linear((self.window - 1) * d, d, bias=False) if self.skip else None
+            n_linear = d * (self.window - 1) + (d * (self.window + 4) + 1) * (self.skip == "neighbors")
+            self.autoregression = nn.Linear(n_linear, d, bias=False) if self.skip else None
             self._build(box)
         self.to_empty(device="cpu")
         first_weights(self, torch_generator(seed))
@@ -135,14 +138,18 @@ class ParticleNetwork(nn.Module):
 
     def accelerations(self, batch: Batch, edges: Tensor | None = None) -> Tensor:
         """Do what `forward` does, for several scenes at once and without checks."""
-        x = batch.positions[:, -1]
-        if edges is None:
-            edges = self._edges(x, batch)
-        graph = graph_of(x, edges, self.connectivity_radius)
+        graph = self._graph(batch, edges)
         past = self.normalized_accelerations(batch.positions)
         h = self.node_encoder(self._inputs(batch, past))
         found: Tensor = self.decoder(self._process(h, self.edge_encoder(graph.attributes), graph, batch))
-        return found if self.autoregression is None else found + self.autoregression(past.flatten(1))
+        if self.autoregression is None:
+            return found
+        return found + self.autoregression(self._linear_inputs(batch, past, graph))
+
+    def linear_inputs(self, batch: Batch) -> Tensor:
+        """Give what the linear skip sees of each particle."""
+        graph = self._graph(batch) if self.skip == "neighbors" else None
+        return self._linear_inputs(batch, self.normalized_accelerations(batch.positions), graph)
 
     def normalized_accelerations(self, positions: Tensor) -> Tensor:
         """Give the window's normalized accelerations (n, window - 1, d)."""
@@ -173,9 +180,26 @@ class ParticleNetwork(nn.Module):
             motion = torch.cat(((velocities[:, -1:] / self.vel_std_), past), 1)
         else:
             motion = (velocities - self.vel_mean_) / self.vel_std_ if self.normalize_velocity else velocities
+        return torch.cat((self.types(batch.types), motion.flatten(1), self._walls(batch).clamp(-1.0, 1.0)), 1)
+
+    def _linear_inputs(self, batch: Batch, past: Tensor, graph: Graph | None) -> Tensor:
+        own = past.flatten(1)
+        if graph is None or self.skip != "neighbors":
+            return own
+        velocity = (batch.positions[:, -1] - batch.positions[:, -2]) / self.vel_std_
+        motion = torch.cat((own, velocity), 1)
+        beside = graph.to_receivers.T(graph.to_senders(motion) - graph.to_receivers(motion)) / graph.degrees
+        near = (1 - self._walls(batch)).clamp(0.0, 1.0)
+        return torch.cat((own, beside, torch.ones_like(own[:, :1]), near, near * velocity.repeat(1, 2)), 1)
+
+    def _walls(self, batch: Batch) -> Tensor:
+        """Distances (n, 2 d) to the lower and the upper walls in units of R."""
         x = batch.positions[:, -1]
-        walls = torch.cat((x - self.low, self.high - x), 1) / self.connectivity_radius
-        return torch.cat((self.types(batch.types), motion.flatten(1), walls.clamp(-1.0, 1.0)), 1)
+        return torch.cat((x - self.low, self.high - x), 1) / self.connectivity_radius
+
+    def _graph(self, batch: Batch, edges: Tensor | None = None) -> Graph:
+        x = batch.positions[:, -1]
+        return graph_of(x, self._edges(x, batch) if edges is None else edges, self.connectivity_radius)
 
     def _edges(self, x: Tensor, batch: Batch) -> Tensor:
         """Join the particles of each graph, receivers in order; one search, the graphs apart along a further axis."""

@@ -44,7 +44,8 @@ __all__ = [
     "wanted",
 ]
 
-SKIP_WINDOWS = 256  # at most, for the least squares: each holds hundreds of particles
+SKIP_WINDOWS = 512  # at most, for the least squares: few of them hold an impact, and those decide
+SKIP_BATCH = 16
 ROLLOUT_FRAMES = 30
 
 History = dict[str, list[float]]
@@ -130,15 +131,18 @@ def wanted(velocity: Tensor, positions: Tensor) -> Tensor:
 
 
 def least_squares_skip(model: ParticleModel, windows: Windows) -> Tensor:
-    """Fit the map (d, (W - 1) d) from the window's normalized accelerations to the next, by normal equations."""
+    """Fit the map (d, k) from what the skip sees to the next normalized acceleration, by normal equations."""
     order = torch.randperm(len(windows.where), generator=windows.generator)[:SKIP_WINDOWS].tolist()
+    device = model.acc_std_.device
     normal: Any = 0.0
     moments: Any = 0.0
-    for number in order:
-        noisy, _, velocity = windows.draw(number)
-        past = model.normalized_accelerations(noisy).flatten(1).double()
-        following = model.normalized(wanted(velocity, noisy)).double()
-        normal, moments = normal + past.T @ past, moments + past.T @ following
+    for first in range(0, len(order), SKIP_BATCH):
+        drawn = [windows.draw(number) for number in order[first : first + SKIP_BATCH]]
+        batch = collate([(noisy, types) for noisy, types, _ in drawn], device)
+        velocity = torch.cat([v for _, _, v in drawn]).to(device)
+        seen = model.linear_inputs(batch).double().cpu()
+        following = model.normalized(wanted(velocity, batch.positions)).double().cpu()
+        normal, moments = normal + seen.T @ seen, moments + seen.T @ following
     return (torch.linalg.pinv(normal, hermitian=True) @ moments).T
 
 

@@ -120,7 +120,8 @@ class PointwiseLeastSquares:
                 by = torch.autograd.grad(S, [*leaves, *data], materialize_grads=True)  # type: ignore[arg-type]
             along = along.detach()
             for S_j, f_j in zip(by, slopes, strict=False):  # the data's come after the terms'
-                found.append(-_outer(S_j, w) - _outer(along * f_j.detach(), adjoint))
+                sides = torch.stack((S_j.flatten(1), (along * f_j.detach()).flatten(1)), -1)
+                found.append((sides @ -torch.stack((w, adjoint), 1)).view(*S_j.shape, -1))
             found += [-S_j for S_j in by[: len(rows.offsets)]]
             found += [-s for s in by[len(leaves) :]]
         return found
@@ -161,11 +162,6 @@ def flat(x: Tensor) -> Tensor:
 def flat_bases(T: Tensor) -> Tensor:
     """(M, *rows, N) -> (M, R, N)."""
     return T.flatten(1, -2)
-
-
-def _outer(x: Tensor, w: Tensor) -> Tensor:
-    """(M, *rows), (M, N) -> (M, *rows, N)."""
-    return x[..., None] * w.view(len(w), *(1,) * (x.ndim - 1), -1)
 
 
 def _jacobian(rows: Rows, slopes: Sequence[Tensor]) -> Tensor:

@@ -26,10 +26,10 @@ fom_gno                ``upsample_order=0``
 
 Departures, the paper's being ``GIOROM(node_input="velocities", skip=None, upsample_order=0)`` with
 ``fit(noise=3e-4, noise_unit="frame")``: (1) accelerations as inputs, the same information in the unit of what is
-predicted; (2) A, the least-squares autoregression that training starts from; (3) noise in units of the data's
-acceleration; (4) moving least squares for the other points; (5) the grid's result is added to h, where the official
-code replaces it; (6) particles that are put back on a wall come to rest along that axis; what else differs is said in
-the parts.
+predicted; (2) A, the least-squares map that training starts from (``skip="neighbors"``: of neighbors and walls too);
+(3) noise in units of the data's acceleration; (4) moving least squares for the other points; (5) the grid's result is
+added to h, where the official code replaces it; (6) particles that are put back on a wall come to rest along that
+axis; what else differs is said in the parts.
 """
 
 from __future__ import annotations
@@ -91,8 +91,10 @@ class GIOROM(ParticleModel):
         As `radius`, `order` and `neighbors` of `Upsampler`. Order 0 is the paper's; 2 needs no training.
     node_input : "accelerations" or "velocities"
         The last velocity and W - 1 accelerations, or the W velocities (official).
-    skip : "least_squares" or None
-        Whether a linear map of the accelerations, set by the first `fit`, is added to the network (None is the paper).
+    skip : "least_squares", "neighbors" or None
+        Whether a linear map, set by the first `fit`, is added to the network (None is the paper): of a particle's own
+        accelerations, or of these, how its neighbors' mean motion differs from its own, and the walls within R. The
+        latter has much better rollouts, and needs scenes enough that some hundred windows of them hold impacts.
     normalize_velocity : bool
         For ``node_input="velocities"``: False feeds them raw, as the official code does.
     seed : int, torch.Generator or None

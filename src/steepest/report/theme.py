@@ -48,6 +48,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "dadao": ("DADAO", "DADAO, best rates"),
     "fzoos": ("FZooS", "corrected"),
     "fedfix": ("FedFix, 0.5", "FedFix, 0.2", "FedFix, 0.8"),
+    "mdpo": ("MDPO", "MDPO, off-policy"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
     "augmented-covariance": ("augmented covariance", "automatic order and lag"),
@@ -120,6 +121,9 @@ NAME_SLOTS: dict[str, int] = {
     "constant acceleration": 5, "gravity between walls": 4, "moving least squares": 3, "kernel integral": 6,
     "nearest neighbor": 7, "radial basis functions": 1, "linear on triangles": 5, "PCA of early frames": 4,
     "inference": 3, "whole frame": 1,
+    # policies
+    "MDPO": 2, "MDPO, off-policy": 2, "PPO": 6, "TRPO": 7, "SAC, fixed": 1, "SAC, auto": 6, "KL weight 0.3": 1,
+    "KL weight 1": 2, "KL weight 3": 3,
     # references and limits
     "256 sensors": 8, "vortex lattice": 8, "NeuralFoil": 8,
     "reference": 8, "limit": 8, "exact": 8, "dense": 8,

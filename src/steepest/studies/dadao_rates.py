@@ -29,7 +29,7 @@ def gains(ctx: Context) -> Any:
         "star": (6, [(0, i) for i in range(1, 6)]) if small else (20, [(0, i) for i in range(1, 20)]),
         "path": (6, [(i, i + 1) for i in range(5)]) if small else (20, [(i, i + 1) for i in range(19)]),
     }
-    method = "sdp" if installed("cvxpy") else "cutting-plane"
+    method = "sdp" if installed("cvxpy") else "barrier"
     best = {name: optimal_gossip_rates(graph, method=method) for name, graph in graphs.items()}
     for name, found in best.items():
         ctx.measured(f"rates-{name}", found.gain, (found.gain, found.uniform_total / found.lower_bound))

@@ -177,7 +177,7 @@ REASONS: dict[str, str] = {
     "obstacles": "The network was trained on the empty box alone, where it now takes 5 iterations at 64 x 64; around "
     "obstacles it takes 11. With earlier first weights and right-hand sides these were 9 and 14: both fell, the box's "
     "more. Training with obstacles was not tried.",
-    "milliseconds": "Two thirds of an evaluation are convolutions at some 50 GFLOP/s, most of them on the finest level; "
+    "milliseconds": "Two thirds of an evaluation are convolutions at 50 GFLOP/s, most of them on the finest level; "
     "by itself an evaluation takes 50 to 60 ms on one thread, beside other work twice that.",
     "time-ic": _DEAR.format("0.4 of IC(0)-PCG's"),
     "time-deflation": _DEAR.format("an eighth"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
@@ -40,6 +41,18 @@ class Problem:
         F = self.value(x)
         (g,) = torch.autograd.grad(F, x)
         return float(g @ g), float(F.detach())
+
+    def fall(self) -> float:
+        """``F(x_0) - min F``, with no privacy: how far there is to go."""
+
+        def both(z: np.ndarray) -> tuple[float, np.ndarray]:
+            x = torch.as_tensor(z, dtype=self.start.dtype).requires_grad_(True)
+            F = self.value(x)
+            (g,) = torch.autograd.grad(F, x)
+            return float(F.detach()), g.double().numpy()
+
+        found = minimize(both, self.start.double().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+        return self.judge(self.start)[1] - float(found.fun)
 
 
 def wells(x: Tensor) -> Tensor:
@@ -75,14 +88,15 @@ def logistic(a: Tensor, public: Callable[[Tensor], Tensor] = wells) -> Problem:
 
 
 def synthetic(
-    n: int, d: int = 40, *, seed: int = 0, isotropic: bool = False, public: Callable[[Tensor], Tensor] = wells
-) -> Problem:
-    """Features of scale 1/k (or all alike), rows of norm 2, labels by a logistic model of random weights.
+    n: int, d: int = 40, *, seed: int = 0, isotropic: bool = False, public: Callable[[Tensor], Tensor] = wells,
+    scale: float = 0.5,
+) -> Problem:  # fmt: skip
+    """Features of scale 1/k (or all alike), rows of norm 2, labels by a logistic model of weights of size `scale`.
 
     The weights are drawn first: every n is a sample of one and the same population.
     """
     rng = np.random.default_rng(seed)
-    weights = 0.5 * rng.standard_normal(d)
+    weights = scale * rng.standard_normal(d)
     a = rng.standard_normal((n, d)) / (1.0 if isotropic else np.arange(1, d + 1))
     a *= 2 / np.linalg.norm(a, axis=1, keepdims=True)
     logits = a @ weights

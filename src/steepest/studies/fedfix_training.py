@@ -119,9 +119,13 @@ class Curve:
 
         The plain standard deviation would measure the trend.
         """
+        return self.about(1)
+
+    def about(self, degree: int) -> float:
+        """The same about a polynomial."""
         late = self.times >= (1 - TAIL) * self.times[-1]
-        t, y = self.times[late], np.log(np.maximum(self.losses[late], 1e-12))
-        return float(np.std(y - np.polyval(np.polyfit(t, y, 1), t)))
+        t, y = self.times[late] - self.times[-1], np.log(np.maximum(self.losses[late], 1e-12))
+        return float(np.std(y - np.polyval(np.polyfit(t, y, degree), t)))
 
 
 def train(run: Run, made: Callable[[int], Federation] = digits_federation) -> Curve:

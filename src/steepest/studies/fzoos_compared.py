@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from steepest.studies.fzoos_runs import (
 __all__ = ["attacks", "disparity", "few_attacks", "low_dimension", "metrics", "queries"]
 
 TUNING = 1000  # added to the seed: problems that no result is taken from
+Description = tuple[Any, ...]
 Found = dict[str, list[Course]]
 
 
@@ -38,20 +40,33 @@ def _each(ctx: Context, fn: Callable[[Any], Any], items: Sequence[Any]) -> list[
 
 
 def compared(
-    ctx: Context, tuning: Sequence[tuple[Any, ...]], judged: Sequence[tuple[Any, ...]], trials: int | None = None,
-    target: float = -math.inf, **limits: Any,
+    ctx: Context, tuning: Sequence[Description], judged: Sequence[Description], trials: int | None = None,
+    target: float = -math.inf, grids: Callable[[str], list[Setting]] = grid, tuning_rounds: int | None = None,
+    **limits: Any,
 ) -> tuple[dict[str, Setting], Found]:  # fmt: skip
     """Tune every method on the first problems, then run each once on the others."""
-    settings = [s for method in METHODS for s in grid(method)[:trials]]
-    tried = _each(ctx, race, [Race(p, s, 0, target=target, **limits) for s in settings for p in tuning])
-    best = {}
-    for method in METHODS:
-        own = [k for k, s in enumerate(settings) if s.method == method]
-        best[method] = tuned([settings[k] for k in own],
-                             [tried[k * len(tuning) : (k + 1) * len(tuning)] for k in own], target)  # fmt: skip
-    done = _each(ctx, race, [Race(p, best[m], k, target=target, **limits) for m in METHODS
-                             for k, p in enumerate(judged)])  # fmt: skip
-    return best, {m: done[k * len(judged) : (k + 1) * len(judged)] for k, m in enumerate(METHODS)}
+    return all_compared(ctx, [(tuning, judged)], trials, target, grids, tuning_rounds, **limits)[0]
+
+
+def all_compared(
+    ctx: Context, tasks: Sequence[tuple[Sequence[Description], Sequence[Description]]], trials: int | None = None,
+    target: float = -math.inf, grids: Callable[[str], list[Setting]] = grid, tuning_rounds: int | None = None,
+    **limits: Any,
+) -> list[tuple[dict[str, Setting], Found]]:  # fmt: skip
+    """The same for several pairs of problems to tune on and to judge by, with one pool of processes for each step."""
+    settings = {method: grids(method)[:trials] for method in METHODS}
+    shorter = limits | ({} if tuning_rounds is None else {"rounds": min(tuning_rounds, limits["rounds"])})
+    tried = iter(_each(ctx, race, [Race(p, s, 0, target=target, **shorter) for tuning, _ in tasks
+                                   for method in METHODS for s in settings[method] for p in tuning]))  # fmt: skip
+    best = []
+    for tuning, _ in tasks:
+        courses = {m: [list(islice(tried, len(tuning))) for _ in settings[m]] for m in METHODS}
+        best.append({m: tuned(settings[m], courses[m], target) for m in METHODS})
+    done = iter(_each(ctx, race, [Race(p, chosen[m], k, target=target, **limits)
+                                  for (_, judged), chosen in zip(tasks, best, strict=True)
+                                  for m in METHODS for k, p in enumerate(judged)]))  # fmt: skip
+    found: list[Found] = [{m: list(islice(done, len(judged))) for m in METHODS} for _, judged in tasks]
+    return list(zip(best, found, strict=True))
 
 
 def _median(values: Any) -> tuple[float, tuple[float, float]]:
@@ -63,14 +78,16 @@ def best_of(found: Found, of: Callable[[Course], float], methods: Sequence[str] 
     return min(methods, key=lambda m: float(np.median([of(c) for c in found[m]])))
 
 
-def queries(ctx: Context, name: str, dim: int, div: float, rounds: int, n_seeds: int, n_tuning: int,
-            trials: int | None = None) -> None:  # fmt: skip
+def queries(
+    ctx: Context, name: str, dim: int, div: float, rounds: int, n_seeds: int, n_tuning: int, trials: int | None = None,
+    *, grids: Callable[[str], list[Setting]] = grid, tuning_rounds: int | None = None,
+) -> None:  # fmt: skip
     """Queries (and rounds) to a value of the paper's quadratic, over those of the best baseline."""
     few = ctx.seeds if ctx.seeds_asked else [ctx.seed + 1 + k for k in range(n_seeds)]
     tuning = [("Quadratic", dim, 5, div, ctx.seed + TUNING + k) for k in range(n_tuning)]
     judged = [("Quadratic", dim, 5, div, seed) for seed in few]
     target = 1e-2 if dim < 300 else 0.1 * 3.3  # ten percent of the gap at a uniform start, 10/3 in the mean
-    best, found = compared(ctx, tuning, judged, trials, target, rounds=rounds)
+    best, found = compared(ctx, tuning, judged, trials, target, grids, tuning_rounds, rounds=rounds)
     rival = best_of(found, lambda c: c.spent(target))
     ratios = [a.hit(target) / b.spent(target) for a, b in zip(found["FZooS"], found[rival], strict=True)]
     ctx.measured(name, *_median(ratios))
@@ -89,8 +106,10 @@ def queries(ctx: Context, name: str, dim: int, div: float, rounds: int, n_seeds:
                     what=f"quadratic, d = {dim}, to 1e-2, all tuned")  # fmt: skip
         _centralized(ctx, judged, found["FZooS"], target)
     for method, courses in found.items():
+        asked = best[method].asked
         ctx.note(f"Quadratic, d {dim}, div {div}, {method} with lr {best[method].lr}"
-                 f"{f', prox {best[method].prox}' if 'prox' in method else ''}: queries to {target:.2g} "
+                 f"{f', prox {best[method].prox}' if 'prox' in method else ''}"
+                 f"{'' if asked is None else f', {asked} queries'}: queries to {target:.2g} "
                  f"{[c.hit(target) for c in courses]}, rounds "
                  f"{[c.hit(target, 'rounds') for c in courses]}.")  # fmt: skip
         for seed, course in zip(few, courses, strict=True):
@@ -100,14 +119,15 @@ def queries(ctx: Context, name: str, dim: int, div: float, rounds: int, n_seeds:
 def _centralized(ctx: Context, judged: Sequence[tuple[Any, ...]], ours: Sequence[Course], target: float) -> None:
     """The same beside optimizers that see F itself."""
     budget = ctx.pick(tiny=100, quick=2000, full=2000, paper=6000)
-    for peer, package in peers.PEERS.items():
-        claim = f"peer-{peer.lower()}"
-        if not ctx.wants(claim):
-            continue
+    wanted = {peer: package for peer, package in peers.PEERS.items() if ctx.wants(f"peer-{peer.lower()}")}
+    for peer, package in wanted.items():
         if not installed(package):
-            ctx.skipped(claim, f"{package} is not installed: pip install {package}")
-            continue
-        spent = _each(ctx, peers.queries_to, [(peer, p, target, k, budget) for k, p in enumerate(judged)])
+            ctx.skipped(f"peer-{peer.lower()}", f"{package} is not installed: pip install {package}")
+    there = [peer for peer, package in wanted.items() if installed(package)]
+    done = iter(_each(ctx, peers.queries_to, [(peer, p, target, k, budget) for peer in there
+                                              for k, p in enumerate(judged)]))  # fmt: skip
+    for peer in there:
+        claim, package, spent = f"peer-{peer.lower()}", wanted[peer], list(islice(done, len(judged)))
         ctx.measured(claim, *_median([a.hit(target) / min(b, 5.0 * budget)
                                       for a, b in zip(ours, spent, strict=True)]))  # fmt: skip
         ctx.note(f"{peer} ({package}), d {judged[0][1]}: queries to {target:.2g} {spent}.")
@@ -148,15 +168,18 @@ def attacks(
     tuning = [("attack", read, share, width, n_tuning, ctx.seed + TUNING, k) for k in range(n_tuning)]
     judged = [("attack", read, share, width, n, ctx.seed + 1, k) for k in range(n)]
     best, found = compared(ctx, tuning, judged, trials, 0.0, rounds=rounds)
-    tried = {m: _each(ctx, race, [Race(p, best[m], 0, rounds, 0.0) for p in tuning]) for m in BASELINES}
+    again = iter(_each(ctx, race, [Race(p, best[m], 0, rounds, 0.0) for m in BASELINES for p in tuning]))
+    tried = {m: list(islice(again, len(tuning))) for m in BASELINES}
     budget = min(float(np.median([c.spent(0.0) for c in tried[m]])) for m in BASELINES)
 
     def missed(method: str, queries: float) -> np.ndarray:
         return np.array([c.hit(0.0) <= queries for c in found[method]], float)
 
     rival = max(BASELINES, key=lambda m: missed(m, budget).mean())
-    gain = 100 * (missed("FZooS", budget / 2) - missed(rival, budget))
-    ctx.measured(claim, float(gain.mean()), bootstrap_interval(gain))
+    for name, queries in ((claim, budget / 2), (f"{claim}-equal", budget)):
+        if name in ctx.claims:
+            gain = 100 * (missed("FZooS", queries) - missed(rival, budget))
+            ctx.measured(name, float(gain.mean()), bootstrap_interval(gain))
     ctx.note(f"Attack: the best baseline misses half of the tuning images' classes after {budget:g} queries. Of "
              f"{n} images, shares at that budget: {({m: round(float(missed(m, budget).mean()), 2) for m in METHODS})}; "
              f"FZooS at half of it {missed('FZooS', budget / 2).mean():.2f}.")  # fmt: skip
@@ -187,11 +210,9 @@ def metrics(
 ) -> None:  # fmt: skip
     """In how many of the four metrics FZooS ends lower than every baseline at equal queries."""
     lower = []
-    for name in names:
-        tuning, judged = (
-            [("metric", read, hidden, name, seed) for seed in group] for group in ([ctx.seed + TUNING], seeds)
-        )
-        _, found = compared(ctx, tuning, judged, trials, rounds=1000, max_queries=budget)
+    tasks = [([("metric", read, hidden, name, ctx.seed + TUNING)], [("metric", read, hidden, name, s) for s in seeds])
+             for name in names]  # fmt: skip
+    for name, (_, found) in zip(names, all_compared(ctx, tasks, trials, rounds=1000, max_queries=budget), strict=True):
         ends = {m: float(np.mean([c.gaps[-1] for c in courses])) for m, courses in found.items()}
         start = float(np.mean([c.gaps[0] for c in found["FZooS"]]))
         lower.append(ends["FZooS"] < min(ends[m] for m in BASELINES))

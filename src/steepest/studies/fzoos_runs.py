@@ -22,7 +22,7 @@ from steepest.studies.fzoos_problems import BOUNDS, Array, Problem
 
 __all__ = [
     "BASELINES", "METHODS", "Course", "Race", "Setting", "cosines", "digits", "directions", "grid", "made", "race",
-    "tuned",
+    "tuned", "wide_grid",
 ]  # fmt: skip
 
 CORRECTIONS: dict[str, Any] = {
@@ -31,6 +31,7 @@ CORRECTIONS: dict[str, Any] = {
 BASELINES = tuple(CORRECTIONS)
 METHODS = ("FZooS", *BASELINES)
 LRS, PROXES = (0.003, 0.01, 0.03), (0.01, 0.1, 1.0)
+ASKED = {"FZooS": (10, 25, 50), "FedZO": (5, 10, 20)}
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,27 @@ class Setting:
     method: str
     lr: float = 0.01
     prox: float = 0.1
+    asked: int | None = None
+    """Queries around the common point of FZooS, or of an estimate by differences; the authors' by default."""
 
     def rule(self) -> FZooS | FedZO:
         """The rule, everything else at its defaults."""
         if self.method == "FZooS":
-            return FZooS(lr=self.lr, bounds=BOUNDS)
-        return FedZO(correction=CORRECTIONS[self.method], prox=self.prox, lr=self.lr, bounds=BOUNDS)
+            return FZooS(lr=self.lr, bounds=BOUNDS, n_sync_active=50 if self.asked is None else self.asked)
+        q = 20 if self.asked is None else self.asked
+        return FedZO(correction=CORRECTIONS[self.method], prox=self.prox, lr=self.lr, q=q, bounds=BOUNDS)
 
 
 def grid(method: str) -> list[Setting]:
     """All settings that are tried: three learning rates, and for the proximal term three weights with each."""
     return [Setting(method, lr, prox) for lr in LRS for prox in (PROXES if method == "FedZO, prox" else (0.1,))]
+
+
+def wide_grid(method: str) -> list[Setting]:
+    """Nine settings for every method: prox has its weights, the others numbers of queries."""
+    if method == "FedZO, prox":
+        return grid(method)
+    return [Setting(method, lr, asked=n) for lr in LRS for n in ASKED["FZooS" if method == "FZooS" else "FedZO"]]
 
 
 @dataclass(frozen=True)

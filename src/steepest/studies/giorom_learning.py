@@ -22,7 +22,7 @@ from steepest.studies.giorom_training import WINDOW, Plan, Run, Scores, Trained
 
 __all__ = ["Learning", "Sizes"]
 
-RATES = (3e-3, 1e-3)
+RATES = (1e-3, 3e-4)
 ALONE = 0.6  # of the training time, for materials that are not compared with GNS
 SHOWN = (0, 9, 19, 29)  # frames of a rollout in the pictures
 START = 44  # first frame of the window that they start from
@@ -141,6 +141,11 @@ class Learning:
                 claim = f"{material}-{part}-{name}"
                 if claim in self.ctx.claims:
                     self._measure(claim, ratios)
+        if material == "newtonian":
+            self._measure(
+                "newtonian-rollout-linear", [one.scores.rollout / one.linear.rollout for one in ours if one.linear]
+            )
+        alone = _median(one.scores.rollout / one.linear.rollout for one in ours if one.linear)
         setting, n_steps = self.plan.setting, [len(one.model.history_["loss"]) for one in (*ours, *gns)]
         errors, drift = (
             {name: f"{np.median(values):.3f}" for name, values in part.items()} for part in (step, rollout)
@@ -150,7 +155,9 @@ class Learning:
             f"{material} (E = {setting.E:g}, frames of {1e3 * setting.dt * setting.substeps:g} ms, "
             f"{setting.substeps} substeps): mean squared error of one step over that of {CV} {errors['cv']}, {CA} "
             f"{errors['ca']}, {AR} {errors['ar']}{beside[0]}; of 30 steps over {CV} {drift['cv']}, {CVG} "
-            f"{drift['cvg']}, {AR} {drift['start']}{beside[1]}; {min(n_steps)} to {max(n_steps)} steps of training."
+            f"{drift['cvg']}, {AR} {drift['start']}{beside[1]}, the linear map alone {alone:.3f}; "
+            f"{min(n_steps)} to {max(n_steps)} steps of training, kept after {_shares(ours)} of them"
+            + (f" (GNS {_shares(gns)})." if gns else ".")
         )
 
     def _series(self, material: str) -> None:
@@ -253,22 +260,22 @@ class Learning:
     # -------------------------------------------------------------------------------------------------------- pictures
 
     def _pictures(self) -> None:
-        """All particles of one unseen scene of each material: simulated, and inferred from rolled-out samples."""
+        """All particles of one unseen scene of fluid: simulated, and inferred from rolled-out samples."""
         if self.ctx.scale == "quick":  # not worth a look
-            self.ctx.note("Frame strips are drawn at full: after seconds of training both networks flatten what lands.")
+            self.ctx.note("Frame strips are drawn at full.")
             return
         kept: dict[str, NDArray[np.floating]] = {}
-        for material in self.sizes.materials:
-            ours = self.trained["GIOROM", material][0]
-            frames = trajectories(material, "test", self.plan.n_test, self.ctx.seed, self.plan.setting)[0]
-            picked = np.random.default_rng(0).choice(frames.shape[1], self.plan.n_sample, replace=False)
-            window, last = frames[START : START + WINDOW + 1], START + WINDOW
-            kept[f"{material}_truth"] = frames[[last + 1 + k for k in SHOWN]]
-            kept[f"{material}_start"] = window[-1]
-            for name, found in (("ours", ours), ("gns", next(iter(self.trained.get(("GNS", material), [])), None))):
-                if found is not None:
-                    kept[f"{material}_{name}"] = _all_points(found, window, picked)[list(SHOWN)]
-        self.ctx.arrays("strips", materials=np.array(self.sizes.materials), frames=np.array(SHOWN) + 1, **kept)
+        material = "newtonian"
+        ours = self.trained["GIOROM", material][0]
+        frames = trajectories(material, "test", self.plan.n_test, self.ctx.seed, self.plan.setting)[0]
+        picked = np.random.default_rng(0).choice(frames.shape[1], self.plan.n_sample, replace=False)
+        window, last = frames[START : START + WINDOW + 1], START + WINDOW
+        kept[f"{material}_truth"] = frames[[last + 1 + k for k in SHOWN]]
+        kept[f"{material}_start"] = window[-1]
+        for name, found in (("ours", ours), ("gns", next(iter(self.trained.get(("GNS", material), [])), None))):
+            if found is not None:
+                kept[f"{material}_{name}"] = _all_points(found, window, picked)[list(SHOWN)]
+        self.ctx.arrays("strips", frames=np.array(SHOWN) + 1, **kept)
 
 
 def _all_points(found: Trained, window: NDArray[np.float32], picked: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -282,6 +289,10 @@ def _all_points(found: Trained, window: NDArray[np.float32], picked: NDArray[np.
         samples = torch.cat((samples, samples[-1:].expand(missing, -1, -1)))
     placed: NDArray[np.float64] = Upsampler(window[-1, picked], window[-1])(samples.numpy())
     return placed
+
+
+def _shares(found: Sequence[Trained]) -> str:
+    return ", ".join(f"{100 * one.kept:.0f} %" for one in found)
 
 
 def _median(values: object) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw_inference", "draw_materials", "draw_strip"]
+__all__ = ["draw_inference", "draw_strip"]
 
 Arrays = Mapping[str, NDArray[Any]]
 WALL = 3 / 32
@@ -27,22 +27,6 @@ def draw_strip(figure: Any, arrays: Arrays, ink: Any) -> None:
             if i == 0:
                 ax.set_title(f"frame {frame}", color=ink.text)
         _label(axes[i, 0], ROWS[row], ink)
-
-
-def draw_materials(figure: Any, arrays: Arrays, ink: Any) -> None:
-    """Each material in a row: the start, and the last frame simulated and by GIOROM."""
-    materials = [str(name) for name in arrays["materials"]]
-    axes = figure.subplots(3, len(materials), squeeze=False)
-    names = ("start", "simulated", "GIOROM")
-    for j, material in enumerate(materials):
-        start = arrays[f"{material}_start"]
-        frames = (start, arrays[f"{material}_truth"][-1], arrays[f"{material}_ours"][-1])
-        for i, (ax, x) in enumerate(zip(axes[:, j], frames, strict=True)):
-            _box(ax, ink)
-            ax.scatter(*x.T, s=2.6, c=start[:, 1], cmap=ink.sequential, linewidths=0)
-            if j == 0:
-                _label(ax, names[i], ink)
-        axes[0, j].set_title(material.replace("_", "-"), color=ink.text)
 
 
 def draw_inference(figure: Any, arrays: Arrays, ink: Any) -> None:
@@ -67,9 +51,9 @@ def draw_inference(figure: Any, arrays: Arrays, ink: Any) -> None:
 
 def _box(ax: Any, ink: Any) -> None:
     """The room between the walls."""
-    ax.plot([WALL, WALL, 1 - WALL, 1 - WALL], [0.8, WALL, WALL, 0.8], color=ink.line, lw=1)
+    ax.plot([WALL, WALL, 1 - WALL, 1 - WALL], [0.58, WALL, WALL, 0.58], color=ink.line, lw=1)
     ax.set_xlim(0.07, 0.93)
-    ax.set_ylim(0.07, 0.82)
+    ax.set_ylim(0.07, 0.6)
     ax.set_aspect("equal")
     ax.set_axis_off()
 

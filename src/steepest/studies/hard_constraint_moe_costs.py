@@ -310,7 +310,7 @@ def devices(ctx: Context) -> None:
             layer = HardConstraintMoE(problem.pde, (1, K), backend="ray", **options)
             taken = []
             with torch.no_grad():
-                for _ in range(ctx.pick(tiny=2, quick=2, full=4, paper=4)):
+                for _ in range(ctx.pick(tiny=2, quick=2, full=9, paper=9)):
                     start = time.perf_counter()
                     weights[workers] = layer(problem.basis, problem.u0).weights
                     taken.append(time.perf_counter() - start)
