@@ -66,10 +66,10 @@ CLAIMS = [  # id, what it says, the paper's number, bound, unit, scales
           f"{_MSE} of that", "quick full"),
     Claim("newtonian-rollout-gns", "Fluid: 30 steps are at least as exact as GNS at equal training time.", _FIDELITY,
           "<= 1.0", f"{_MSE} of GNS", "quick full"),
-    Claim("newtonian-rollout-start", "Fluid: training makes 30 steps more exact than the autoregression on a "
-          "particle's own past.", _FIDELITY, "<= 0.85", f"{_MSE} of the autoregression", "quick full"),
-    Claim("newtonian-rollout-linear", "Fluid: what the network adds over 30 steps to the linear map of neighbors and "
-          "walls.", _FIDELITY, "reported", f"{_MSE} of that map alone", "quick full"),
+    Claim("newtonian-rollout-start", "Fluid: training makes 30 steps more exact than the linear map of neighbors and "
+          "walls that it starts from.", _FIDELITY, "<= 0.85", f"{_MSE} of that map alone", "quick full"),
+    Claim("newtonian-rollout-ar", "Fluid: 30 steps against the autoregression on a particle's own past.", _FIDELITY,
+          "reported", f"{_MSE} of the autoregression", "quick full"),
     Claim("elastic-step-cv", "Jelly: one step is far more exact than constant velocity.", _FIDELITY, "<= 0.15",
           f"{_MSE} of constant velocity", "quick full"),
     Claim("elastic-step-ca", "Jelly: one step is more exact than constant acceleration.", _FIDELITY, "<= 0.6",
@@ -221,7 +221,8 @@ _NEAR = (
     "there is; weights are kept only if rollouts of validation scenes get better: " + _DRIFT
 )
 REASONS: dict[str, str] = {
-    "newtonian-rollout-start": _DRIFT,
+    "newtonian-rollout-start": "the start itself, which sees neighbors and walls, has 0.75 of the autoregression's "
+    "error over 30 steps; what training adds in seconds is small: " + _DRIFT,
     "newtonian-rollout-cv": _DRIFT,
     "newtonian-rollout-gns": _NEAR,
     "elastic-rollout-gns": _NEAR,

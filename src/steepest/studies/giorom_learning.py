@@ -131,7 +131,8 @@ class Learning:
         rollout = {
             "cv": [one.scores.rollout / law[CV].rollout for one, law in zip(ours, laws, strict=True)],
             "cvg": [one.scores.rollout / law[CVG].rollout for one, law in zip(ours, laws, strict=True)],
-            "start": [one.scores.rollout / one.start.rollout for one in ours],
+            "ar": [one.scores.rollout / one.start.rollout for one in ours],
+            "start": [one.scores.rollout / one.linear.rollout for one in ours if one.linear],
         }
         if gns:
             step["gns"] = [a.scores.step / b.scores.step for a, b in zip(ours, gns, strict=True)]
@@ -141,11 +142,6 @@ class Learning:
                 claim = f"{material}-{part}-{name}"
                 if claim in self.ctx.claims:
                     self._measure(claim, ratios)
-        if material == "newtonian":
-            self._measure(
-                "newtonian-rollout-linear", [one.scores.rollout / one.linear.rollout for one in ours if one.linear]
-            )
-        alone = _median(one.scores.rollout / one.linear.rollout for one in ours if one.linear)
         setting, n_steps = self.plan.setting, [len(one.model.history_["loss"]) for one in (*ours, *gns)]
         errors, drift = (
             {name: f"{np.median(values):.3f}" for name, values in part.items()} for part in (step, rollout)
@@ -155,7 +151,7 @@ class Learning:
             f"{material} (E = {setting.E:g}, frames of {1e3 * setting.dt * setting.substeps:g} ms, "
             f"{setting.substeps} substeps): mean squared error of one step over that of {CV} {errors['cv']}, {CA} "
             f"{errors['ca']}, {AR} {errors['ar']}{beside[0]}; of 30 steps over {CV} {drift['cv']}, {CVG} "
-            f"{drift['cvg']}, {AR} {drift['start']}{beside[1]}, the linear map alone {alone:.3f}; "
+            f"{drift['cvg']}, {AR} {drift['ar']}{beside[1]}, the linear map alone {drift['start']}; "
             f"{min(n_steps)} to {max(n_steps)} steps of training, kept after {_shares(ours)} of them"
             + (f" (GNS {_shares(gns)})." if gns else ".")
         )
