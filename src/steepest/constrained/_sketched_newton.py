@@ -26,7 +26,6 @@ one counts as none. (6) Rows of Gamma are scaled to length 1 before they are ske
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -50,7 +49,7 @@ from steepest.constrained._merit import (
 )
 from steepest.constrained._problem import Matrix, Point, Problem
 from steepest.constrained._sketch_and_project import ACCELERATIONS, SKETCHES, make_solver
-from steepest.core.driver import Progress, Stop, drive
+from steepest.core.driver import Progress, Stop, drive, told
 from steepest.core.errors import (
     at_least,
     boolean,
@@ -426,18 +425,15 @@ class _Run:
         return 100 * float(np.finfo(float).eps * terms)
 
     def _telling(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """Give SciPy's two kinds of callback what they ask for."""
-        wants_result = "intermediate_result" in inspect.signature(callback).parameters
+        """Add the multipliers to what the callback is told."""
+        tell = told(callback)
 
-        def tell(intermediate_result: OptimizeResult) -> None:
+        def tell_step(intermediate_result: OptimizeResult) -> None:
             intermediate_result.x = intermediate_result.x.copy()
             intermediate_result.lam = self.lam.copy()
-            if wants_result:
-                callback(intermediate_result=intermediate_result)
-            else:
-                callback(intermediate_result.x)
+            tell(intermediate_result)
 
-        return tell
+        return tell_step
 
 
 def _vector(name: str, value: Any) -> Vector:

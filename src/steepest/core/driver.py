@@ -19,7 +19,7 @@ from steepest.core.errors import at_least, check, one_of
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
-__all__ = ["HISTORY", "Progress", "Stop", "drive"]
+__all__ = ["HISTORY", "Progress", "Stop", "drive", "told"]
 
 S = TypeVar("S")
 
@@ -79,6 +79,20 @@ class Progress:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+def told(callback: Callable[..., Any]) -> Callable[[OptimizeResult], Any]:
+    """Give a callback of either of SciPy's two forms what it asks for: the whole result, or its ``x``.
+
+    Examples
+    --------
+    >>> from scipy.optimize import OptimizeResult
+    >>> told(print)(OptimizeResult(x=1.0))
+    1.0
+    """
+    if "intermediate_result" in inspect.signature(callback).parameters:
+        return lambda result: callback(intermediate_result=result)
+    return lambda result: callback(result.x)
+
+
 def drive(
     step: Callable[[S], tuple[S, Progress]],
     state: S,
@@ -136,7 +150,7 @@ def drive(
     history: dict[str, list[float]] = {key: [] for key in keep}
     counts: dict[str, int] = {}
     status, nit, last = Stop.MAXITER, 0, start
-    wants_result = callback is not None and "intermediate_result" in inspect.signature(callback).parameters
+    tell = None if callback is None else told(callback)
 
     def note(progress: Progress) -> None:
         for key in keep:
@@ -156,12 +170,9 @@ def drive(
             break
         nit, last = nit + 1, progress
         note(progress)
-        if callback is not None:
+        if tell is not None:
             try:
-                if wants_result:
-                    callback(intermediate_result=OptimizeResult(x=progress.x, fun=progress.fun, nit=nit))
-                else:
-                    callback(progress.x)
+                tell(OptimizeResult(x=progress.x, fun=progress.fun, nit=nit))
             except StopIteration:
                 status = Stop.CALLBACK
                 break

@@ -25,7 +25,6 @@ about kappa^(4/3), T about kappa^(2/3), for DP-GD R about kappa.
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from scipy.optimize import OptimizeResult
 from torch import Tensor
 from torch.func import grad
 
+from steepest.core.driver import told
 from steepest.core.errors import SteepestWarning
 from steepest.core.random import child_seeds, fresh_seed
 from steepest.federated._diff2_client import GradientClient, Mechanism, Rows, Samples
@@ -360,13 +360,9 @@ def _told(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
     """SciPy's two forms of a callback, behind the engine's one."""
     if callback is None:
         return None
-    wants_result = "intermediate_result" in inspect.signature(callback).parameters
+    tell = told(callback)
 
-    def tell(intermediate_result: OptimizeResult) -> None:
-        x = intermediate_result.model["x"]
-        if wants_result:
-            callback(intermediate_result=OptimizeResult(x=x, nit=intermediate_result.nit))
-        else:
-            callback(x)
+    def tell_round(intermediate_result: OptimizeResult) -> None:
+        tell(OptimizeResult(x=intermediate_result.model["x"], nit=intermediate_result.nit))
 
-    return tell
+    return tell_round

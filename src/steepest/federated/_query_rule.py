@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from scipy.optimize import OptimizeResult
 
+from steepest.core.driver import told
 from steepest.core.errors import at_least, check, kind_error, nonnegative, optional, value_error
 from steepest.federated._bounds import check_inside
 from steepest.federated._query_client import Function, QueryClient
@@ -130,14 +130,10 @@ def _told(rule: QueryRule, callback: Callable[..., Any] | None) -> Callable[...,
     """SciPy's two forms of a callback, behind the engine's one."""
     if callback is None:
         return None
-    wants_result = "intermediate_result" in inspect.signature(callback).parameters
+    tell = told(callback)
 
-    def tell(intermediate_result: OptimizeResult) -> None:
+    def tell_round(intermediate_result: OptimizeResult) -> None:
         x = intermediate_result.model["x"].numpy().copy()
-        if wants_result:
-            nit, nfev = intermediate_result.nit, rule.n_queries
-            callback(intermediate_result=OptimizeResult(x=x, fun=rule.fun, nit=nit, nfev=nfev))
-        else:
-            callback(x)
+        tell(OptimizeResult(x=x, fun=rule.fun, nit=intermediate_result.nit, nfev=rule.n_queries))
 
-    return tell
+    return tell_round

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steepest.core.driver import Progress, Stop, drive
+from steepest.core.driver import Progress, Stop, drive, told
 from steepest.particles._objective import Objective
 
 if TYPE_CHECKING:
@@ -131,16 +130,15 @@ class Run(ABC):
         return found
 
     def _telling(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """Give SciPy's two kinds of callback what they ask for; a true answer stops as `StopIteration` does."""
-        wants_result = "intermediate_result" in inspect.signature(callback).parameters
+        """Add what the swarm knows to what the callback is told; a true answer stops as `StopIteration` does."""
+        tell = told(callback)
 
-        def tell(intermediate_result: OptimizeResult) -> None:
+        def tell_step(intermediate_result: OptimizeResult) -> None:
             intermediate_result.update(
                 x=self.out(intermediate_result.x), nfev=self.objective.nfev, consensus=self.out(self.c),
                 spread=self.spread,
             )  # fmt: skip
-            told = {"intermediate_result": intermediate_result}
-            if callback(**told) if wants_result else callback(intermediate_result.x):
+            if tell(intermediate_result):
                 raise StopIteration
 
-        return tell
+        return tell_step

@@ -76,11 +76,14 @@ class StepRule:
 
 
 class State(NamedTuple):
-    """What an iteration hands to the next; at t = 0 `previous` is `theta` and `direction` zero."""
+    """What an iteration hands to the next; at t = 0 `previous` is `theta` and `direction` zero.
 
-    theta: Tensor  # (p,)
-    previous: Tensor  # (p,)
-    direction: Tensor  # (p,)
+    Of one run, or row by row of several that go side by side; the logged norms are then means.
+    """
+
+    theta: Tensor  # (p,) or (runs, p)
+    previous: Tensor
+    direction: Tensor
     t: int = 0
 
     @classmethod
@@ -103,7 +106,7 @@ def harpg_step(
     rule: StepRule,
     gradient: Callable[[Tensor], Tensor],
     hvp: Callable[[Tensor, Tensor], Tensor],
-    q: Callable[[], float],
+    q: Callable[[], float | Tensor],
 ) -> tuple[State, Numbers]:
     """Make one iteration of (N-)HARPG; the first has no difference to correct for and calls `hvp` not at all."""
     theta, previous, d, t = state
@@ -115,20 +118,24 @@ def harpg_step(
     v = hvp(between * theta + (1 - between) * previous, theta - previous)
     v = _finite(v, "Hessian-vector product", t)
     moved, numbers = _moved(state, rule, (1 - eta) * (d + v) + eta * g, g)
-    return moved, numbers | {"hvp_norm": float(torch.linalg.vector_norm(v))}
+    return moved, numbers | {"hvp_norm": float(_length(v).mean())}
 
 
 def _moved(state: State, rule: StepRule, d: Tensor, g: Tensor) -> tuple[State, Numbers]:
-    length, step = float(torch.linalg.vector_norm(d)), rule.step_size(state.t)
-    scale = step / length if rule.normalize and length > 0 else step
+    length, step = _length(d), rule.step_size(state.t)
+    move = step * d / torch.where(length > 0, length, 1) if rule.normalize else step * d
     numbers = {
         "eta": rule.eta(state.t),
         "step_size": step,
-        "direction_norm": length,
-        "gradient_norm": float(torch.linalg.vector_norm(g)),
+        "direction_norm": float(length.mean()),
+        "gradient_norm": float(_length(g).mean()),
     }
-    theta = _finite(state.theta + scale * d, "iterate", state.t)
+    theta = _finite(state.theta + move, "iterate", state.t)
     return State(theta, state.theta, d, state.t + 1), numbers
+
+
+def _length(rows: Tensor) -> Tensor:  # (1,) or (runs, 1)
+    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
 def _finite(value: Tensor, what: str, t: int) -> Tensor:
