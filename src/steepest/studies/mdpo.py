@@ -127,7 +127,7 @@ def run(ctx: Context) -> None:
     untuned(ctx)
     if not ctx.wants("off-policy"):
         return
-    ctx.note("Tuning runs have half the training steps of the others, for everyone alike.")
+    ctx.note("Tuning runs have half the training steps of the others, for everyone alike; Pendulum has three seeds.")
     n_workers = ctx.pick(tiny=1, quick=1, full=2, paper=1)
     cost(ctx)
     tuned_on_policy(ctx, n_workers)

@@ -214,7 +214,7 @@ def tuned_off_policy(ctx: Context, n_workers: int) -> None:
         "Pendulum-v1",
         steps,
         tuning_seed=ctx.seed,
-        seeds=ctx.seeds,
+        seeds=ctx.seeds if ctx.seeds_asked else ctx.seeds[:3],
         tuning_steps=starts + (steps - starts) // 2,
         n_workers=n_workers,
         progress=lambda done: ctx.progress(0.7 + 0.25 * done),
