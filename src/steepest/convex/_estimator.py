@@ -253,7 +253,10 @@ class ConvexReLUNetwork(BaseEstimator):
             return None, enumerate_patterns(rows)
         copies = self.perturbations_per_direction if self.patterns == "perturbed" or radius.any() else 0
         wanted = self.n_patterns or min(10 * n, 500)
-        return None, draw_patterns(rows, wanted, radius, copies, rng, tell=self.n_patterns is not None)
+        drawn = draw_patterns(rows, wanted, radius, copies, rng, tell=self.n_patterns is not None)
+        if radius.any() and self.fit_intercept:  # that of affine functions, which boxes of any size leave alone
+            drawn = np.unique(np.vstack([np.ones((1, n), dtype=bool), drawn]), axis=0)[::-1]
+        return None, drawn
 
     def _keep(self, fits: list[Fit], rows: np.ndarray, targets: list[np.ndarray]) -> None:
         """Make the network, and the attributes of one output plain."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.convex._admm import ADMM, BlockDescent, Copies, ExactStep
+from steepest.convex._barrier import Barrier, is_small
 from steepest.convex._interior import InteriorPoint, fewest, is_affordable
 from steepest.convex._program import Candidate, Program
 from steepest.convex._robust import PrimalDual
@@ -24,7 +25,7 @@ KEYS = ("objective", "primal_residual", "dual_residual", "seconds", "accuracy")
 FIRST_LOOK, LOOK_AGAIN = 10, 1.1
 """The first iteration whose certificate is computed, and the factor to the next one after a failure."""
 FINISH_AFTER = 100
-"""Iterations of ADMM after which interior-point steps take over, where they are affordable."""
+"""Iterations after which interior-point steps take over, where they are affordable."""
 FRESH = 10_000
 """Fresh directions of which the share that violates a sampled program's dual is told."""
 TINY = 1e-10
@@ -71,7 +72,19 @@ class Fit:
 
 
 def fit_output(program: Program, own: Settings, seed: int, state: Any = None, exact: ExactStep | None = None) -> Fit:
-    """Solve with ADMM or primal-dual steps; `state` is that of an earlier fit of the same shape."""
+    """Solve with ADMM or primal-dual steps; `state` is that of an earlier fit of the same shape.
+
+    Against perturbations, patterns that no vector keeps over all boxes are left out: theirs are zero.
+    """
+    inside = None
+    if program.robust:
+        inside = program.points_inside()
+        alive = inside.any(-1)
+        if bool(alive.any()) and not bool(alive.all()):
+            found = fit_output(program.of_patterns(alive), own, seed, state, exact)
+            u = np.zeros(program.shape)
+            u[:, alive.cpu().numpy()] = found.u
+            return replace(found, u=u)
     first = solver = _make_solver(program, own, seed, state, exact)
     floor = TINY * program.objective(torch.zeros(program.shape).to(program.X))
     next_look, iteration = FIRST_LOOK if state is None else 1, 0
@@ -81,6 +94,8 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
         nonlocal solver, next_look, iteration, certificate
         if iteration == FINISH_AFTER and isinstance(solver, ADMM) and is_affordable(program):
             solver, next_look = InteriorPoint(program, own.tol), 0
+        if iteration == FINISH_AFTER and inside is not None and bool(inside.any()) and is_small(program):
+            solver, next_look = Barrier(program, inside, own.tol), 0
         iteration += 1
         solver.step()
         candidate = solver.candidate()
@@ -125,7 +140,7 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
 
 def _state(first: Solver, last: Solver) -> Any:
     """What a warm start goes on from; ADMM's own variables at the end of interior-point steps."""
-    if isinstance(last, PrimalDual):
+    if isinstance(last, PrimalDual | Barrier):
         return last.point
     if isinstance(first, ADMM) and isinstance(last, InteriorPoint):
         rho, z = first.copies.rho, last.candidate().u

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 from steepest.convex import _losses
@@ -124,6 +124,21 @@ class Program:
             return rows
         radius = self.radius.cpu().numpy()
         return np.vstack([np.hstack([rows - radius, -rows - radius]), np.eye(2 * rows.shape[1])])
+
+    def points_inside(self) -> Tensor:
+        """Small vectors (P, d) that keep their pattern over all boxes, by a linear program each; zero: there is none."""
+        d = self.X.shape[1]
+        found = np.zeros((len(self.patterns), d))
+        for i in range(len(found)):
+            rows = self.cone_rows(i)[: len(self.X)]
+            point = linprog(np.ones(2 * d), A_ub=-rows, b_ub=-np.ones(len(rows)), method="highs")
+            if point.status == 0:
+                found[i] = point.x[:d] - point.x[d:]
+        return torch.as_tensor(found).to(self.X)
+
+    def of_patterns(self, chosen: Tensor) -> Program:
+        """Give the program of these patterns (P,) alone."""
+        return Program(self.X, self.y, self.patterns[chosen], self.loss, self.beta, self.radius)
 
     def dual_bound(self, candidate: Candidate) -> float:
         """Value of the dual with the solver's own multipliers."""

@@ -25,7 +25,7 @@ from steepest.convex import _losses
 from steepest.convex._program import Candidate, Program
 from steepest.core.linalg import operator_norm
 
-__all__ = ["PrimalDual", "root_of_multiplier"]
+__all__ = ["Point", "PrimalDual", "candidate_of", "root_of_multiplier"]
 
 LOOK_EACH = 20
 """Iterations between two looks at the average."""
@@ -71,7 +71,7 @@ class PrimalDual:
     def step(self) -> None:
         tau, sigma = 1 / (self._norm * self._weight), self._weight / self._norm
         at = self.point
-        parts = (at.parts - tau * self._pull_back(at)).clamp(min=0)
+        parts = (at.parts - tau * pull_back(self.program, at)).clamp(min=0)
         parts = _shrink_pairs(parts, tau * self.program.beta)
         ahead = 2 * parts - at.parts
         new = self._ascend(at, ahead, sigma)
@@ -86,7 +86,7 @@ class PrimalDual:
             self._look()
 
     def candidate(self) -> Candidate:
-        return self._candidate(self.point)
+        return candidate_of(self.program, self.point)
 
     # ---- the operator: parts -> (x'c, c, cones)
 
@@ -97,18 +97,6 @@ class PrimalDual:
         cones = program.cone(u) - (parts.sum(1) @ program.radius)[..., None]
         return (program.X * c).sum(1), c, cones
 
-    def _loss_pull(self, at: Point) -> Tensor:
-        """Gradient of the loss part in u: (2, P, d)."""
-        program = self.program
-        return program.halves * (program.patterns @ (at.tau[:, None] * program.X + at.q))
-
-    def _pull_back(self, at: Point) -> Tensor:
-        """Gradient in the parts: (2, 2, P, d)."""
-        program = self.program
-        along = self._loss_pull(at) - program.cone_adjoint(at.mu)
-        shared = at.mu.sum(-1)[..., None] * program.radius
-        return torch.stack([along + shared, shared - along], dim=1)
-
     def _flat(self, x: Tensor) -> Tensor:
         margin, c, cones = self._forward(x.reshape(self.point.parts.shape))
         return torch.cat([margin, c.reshape(-1), -cones.reshape(-1)])
@@ -117,7 +105,7 @@ class PrimalDual:
         at = self.point
         tau, q, mu = x.split([at.tau.numel(), at.q.numel(), at.mu.numel()])
         dual = Point(at.parts, tau, q.reshape(at.q.shape), at.t, mu.reshape(at.mu.shape))
-        return self._pull_back(dual).reshape(-1)
+        return pull_back(self.program, dual).reshape(-1)
 
     def _ascend(self, at: Point, ahead: Tensor, sigma: float) -> Point:
         """Move the multipliers up and back into their sets."""
@@ -136,23 +124,8 @@ class PrimalDual:
         limit = (t if program.loss == "squared" else t_limit)[:, None] * program.radius
         return Point(at.parts, tau, q.clamp(-limit, limit), t, (at.mu - sigma * cones).clamp(min=0))
 
-    # ---- the value of a point
-
-    def _candidate(self, at: Point) -> Candidate:
-        held = -self._pull_back(at)
-        slope = held.clamp(min=0).square().sum((1, 3)).sqrt()
-        return Candidate(at.u, -self._loss_pull(at), slope, lambda c: self._dual_at(at, c))
-
-    def _dual_at(self, at: Point, c: float) -> float:
-        lower = -float(_losses.conjugate(self.program.loss, (c * at.t).clamp(max=self._ceiling)).sum())
-        return lower - (c * float(at.tau @ self.program.y) if self.program.loss == "squared" else 0.0)
-
-    @property
-    def _ceiling(self) -> float:
-        return math.inf if self.program.loss == "squared" else 1.0
-
     def _error_of(self, at: Point) -> float:
-        candidate = self._candidate(at)
+        candidate = candidate_of(self.program, at)
         objective, dual = self.program.objective(candidate.u), self.program.dual_bound(candidate)
         return abs(objective - dual) / max(abs(objective), 1e-12) + self.program.violation(candidate.u)
 
@@ -169,6 +142,33 @@ class PrimalDual:
             self._weight = math.exp(0.5 * math.log(dual / primal) + 0.5 * math.log(self._weight))
         self.point = self._anchor = self._sum = best
         self._steps, self._error = 0, error
+
+
+# ---- the value of a point
+
+
+def pull_back(program: Program, at: Point) -> Tensor:
+    """Gradient in the parts: (2, 2, P, d)."""
+    along = _loss_pull(program, at) - program.cone_adjoint(at.mu)
+    shared = at.mu.sum(-1)[..., None] * program.radius
+    return torch.stack([along + shared, shared - along], dim=1)
+
+
+def candidate_of(program: Program, at: Point) -> Candidate:
+    """Give the vectors of a point with the bound that its multipliers prove."""
+    slope = (-pull_back(program, at)).clamp(min=0).square().sum((1, 3)).sqrt()
+    ceiling = math.inf if program.loss == "squared" else 1.0
+
+    def dual_at(c: float) -> float:
+        lower = -float(_losses.conjugate(program.loss, (c * at.t).clamp(max=ceiling)).sum())
+        return lower - (c * float(at.tau @ program.y) if program.loss == "squared" else 0.0)
+
+    return Candidate(at.u, -_loss_pull(program, at), slope, dual_at)
+
+
+def _loss_pull(program: Program, at: Point) -> Tensor:
+    """Gradient of the loss part in u: (2, P, d)."""
+    return program.halves * (program.patterns @ (at.tau[:, None] * program.X + at.q))
 
 
 def root_of_multiplier(loss: str, start: Tensor, q: Tensor, radius: Tensor, sigma: float, scale: float = 1.0) -> Tensor:
