@@ -227,8 +227,8 @@ REASONS: dict[str, str] = {
     "newtonian-rollout-gns": _NEAR,
     "elastic-rollout-gns": _NEAR,
     "five-rollout-gns": _NEAR,
-    "elastic-step-ar": "the noise that helps 30 steps costs one: with 0.2 of the acceleration it was 1.21, with the 0.1 "
-    "that jelly has 1.11",
+    "elastic-step-ar": "the noise that helps 30 steps costs one: with 0.2 of the acceleration it was 1.21, with "
+    "the 0.1 that jelly has 1.11",
     "agnostic-sparser-share": "the share itself is small, and differs between seeds by more than it is",
     "five-step-ar": "noise of 0.2 of the acceleration gives up some of one step for the sake of thirty (a fluid: 0.90 "
     "with noise 0.1 and 0.99 with 0.2), and weights are chosen by thirty",
