@@ -9,7 +9,16 @@ import steepest
 from steepest.studies import registry
 
 ROOT = Path(steepest.__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs" / "methods").glob("*.md")), ROOT / "docs" / "geometry.md"]
+
+
+def runs_its_page(path):
+    """Whether the tests of the method's study run its page already (`check_study.check_texts`)."""
+    tests = ROOT / "tests" / "studies" / f"test_{path.stem.replace('-', '_')}.py"
+    return tests.exists() and "check_texts(" in tests.read_text()
+
+
+METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
+PAGES = [*(page for page in METHODS if not runs_its_page(page)), ROOT / "docs" / "geometry.md"]
 
 
 def snippets(path):
