@@ -171,7 +171,8 @@ class AveragingRule(ServerRule):
             [self.server_lr * w * s for w, s in zip(applied, scale, strict=True)],
             floating(self.model),
         )
-        newest = [u.delta for u in updates if u.task.version == max(v.task.version for v in updates)]
+        last = max(u.task.version for u in updates)
+        newest = [u.delta for u in updates if u.task.version == last]
         self.model = moved(self.model, self.through_optimizer(step), newest)
         self.version += 1
         self.buffer = []

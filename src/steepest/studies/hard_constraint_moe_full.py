@@ -92,14 +92,14 @@ def trained_through(ctx: Context) -> list[Trained]:
 
 def vorticity(ctx: Context) -> list[Trained]:
     """16 x 32 x 32 points: short and longer training."""
-    sizes = (16, 32, 8, 15.0, 25.0, 3.0)
+    sizes = (16, 32, 8, 15.0, 25.0, 6.0)
     nt, n, n_test, short, long, tuning = ctx.pick(tiny=(4, 8, 2, 0.2, 0.2, 0.1), quick=sizes, full=sizes, paper=sizes)
     network = {"modes": (4, 4, 4), "widths": (12,) * 5, "head": 48, "output_activation": None}
     network |= {"padding": (PADDING, 0.0, 0.0)}
     if ctx.scale == "tiny":
         network |= {"modes": (1, 1, 1), "widths": (4, 4), "head": 8}
     layer = LAYER | {"pde_weight": 1.0, "ridge": 1e-4, "num_sampled_points": 2048 if ctx.scale != "tiny" else 32}
-    problem = flow(nt, n, n_test, ctx.seed + 2, network=network, layer=layer, batch_size=2)
+    problem = flow(nt, n, n_test, ctx.seed + 2, network=network, layer=layer, batch_size=1)
     workers, seeds = workers_of(ctx), long_seeds(ctx)
     rates = best_rates(problem, (SC, HC, MOE), ctx.seed, tuning, workers)
     first = by_method(
