@@ -13,7 +13,7 @@ from steepest.studies.context import Context, Job, Unavailable
 from steepest.studies.harpg_problems import Bandit, Regulator, Tracking
 from tests.studies import check_study as check
 
-PROBLEMS = [Regulator(12), Bandit(3), Tracking(12)]
+PROBLEMS = [Regulator(40), Bandit(3), Tracking(12)]  # the regulator's exact return has no horizon
 names = pytest.mark.parametrize("problem", PROBLEMS, ids=["regulator", "bandit", "tracking"])
 
 
@@ -54,7 +54,7 @@ def test_the_regulator_is_the_one_of_the_text():
     assert problem.gap(unstable) == math.inf
 
 
-def test_states_by_doubling_are_those_of_the_loop(monkeypatch):
+def test_states_by_doubling_are_those_of_the_loop():
     problem, theta = Regulator(11), some_theta(PROBLEMS[0])
     s, e, w = problem.rollout(theta, generator(3))
     noise = torch.randn(4, 11, 3, generator=generator(3), dtype=torch.float64)
@@ -99,23 +99,24 @@ def test_estimates_are_those_of_the_library(problem):
 def test_estimates_have_the_exact_mean(problem):
     theta = some_theta(problem, 1)
     u = torch.ones(1, problem.p, dtype=torch.float64) / math.sqrt(problem.p)
-    many = theta.expand(40_000, -1)
+    many = theta.expand(20_000, -1)
     h = 1e-5
     curved = (problem.value(theta + h * u)[1] - problem.value(theta - h * u)[1]) / (2 * h)
     for exact, drawn in (
         (problem.value(theta)[1], problem.gradient(many, generator(2))),
-        (curved, problem.hvp(many, u.expand(40_000, -1), generator(4))),
+        (curved, problem.hvp(many, u.expand(20_000, -1), generator(4))),
     ):
-        error = drawn.std(0) / 200
-        assert ((drawn.mean(0) - exact[0]).abs() < 4.5 * error + 0.03).all()  # 0.03: the horizon of 12 steps
-        assert (error < 0.25 * (1 + exact.norm())).all()
+        error = drawn.std(0) / math.sqrt(20_000)
+        assert ((drawn.mean(0) - exact[0]).abs() < 4.5 * error + 1e-3).all()
+        assert (error < 0.3 * (1 + exact.norm())).all()
 
 
 def test_a_path_of_the_tracking_problem_is_stationary():
     F, _, _ = Tracking(20).rollout(torch.zeros(20_000, 4, dtype=torch.float64), generator())
-    s = F[..., 1]
-    assert (s.var(0) - 1).abs().max() < 0.05
-    lagged = (s[:, 1:] * s[:, :-1]).mean(0)
+    products = torch.einsum("nhp,nhq->hpq", F, F) / len(F)
+    assert (products - torch.eye(4, dtype=torch.float64)).abs().max() < 0.06  # orthonormal features at every step
+    z = math.sqrt(2) * torch.erfinv(F[..., 1] / math.sqrt(3))
+    lagged = (z[:, 1:] * z[:, :-1]).mean(0)
     assert (lagged - 0.9).abs().max() < 0.05
 
 

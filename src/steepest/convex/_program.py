@@ -126,7 +126,7 @@ class Program:
         return np.vstack([np.hstack([rows - radius, -rows - radius]), np.eye(2 * rows.shape[1])])
 
     def points_inside(self) -> Tensor:
-        """Small vectors (P, d) that keep their pattern over all boxes, by a linear program each; zero: there is none."""
+        """Small vectors (P, d) that keep their pattern over all boxes, by a linear program each; zero if none does."""
         d = self.X.shape[1]
         found = np.zeros((len(self.patterns), d))
         for i in range(len(found)):

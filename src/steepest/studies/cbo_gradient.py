@@ -71,7 +71,8 @@ def cosines(ctx: Context) -> None:
     s, tau = 0.05, 0.02
     n, points = ctx.pick(tiny=(10_000, 5), quick=(100_000, 50), full=(100_000, 50), paper=(100_000, 50))
     for name, fun, low, high in (("quadratic", quadratic, -1.0, 1.0), ("canyon", make_canyon(0.0), -4.0, 10.0)):
-        rng, found = np.random.default_rng(ctx.seed), []
+        rng = np.random.default_rng(ctx.seed)
+        found: list[float] = []
         while len(found) < points:
             c = torch.tensor(rng.uniform(low, high, 2), requires_grad=True)
             value = fun(c) if name == "canyon" else (c * c * torch.as_tensor(CURVATURES)).sum() / 2

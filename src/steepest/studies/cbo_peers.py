@@ -90,7 +90,8 @@ def course(task: Task) -> Course | None:
     torch.set_num_threads(1)
     f, rng = FUNCTIONS[task.function], np.random.default_rng(task.seed)
     low, high = f.bounds
-    z = rng.uniform(low / 2, high / 2, task.d)
+    z = rng.uniform(low / 2, high / 2, task.d)  # the same for all methods; their starts are their own
+    rng = np.random.default_rng([task.seed, 1 + list(PACKAGES).index(task.method)])
     account = _Account(f, z, task.budget)
     run = RUNS.get(task.method, _nevergrad)
     start = time.process_time()
@@ -130,7 +131,7 @@ def _cbx(account: _Account, task: Task, box: tuple[float, float], rng: np.random
 
 def _cma(account: _Account, task: Task, box: tuple[float, float], rng: np.random.Generator) -> None:
     cma: Any = require("cma", "peers", what="CMA-ES")
-    options = {"bounds": list(box), "seed": np.nan, "verbose": -9, "maxiter": math.inf,
+    options = {"bounds": list(box), "seed": np.nan, "verbose": -9,
                "CMA_diagonal": task.d > 200,  # the full covariance would take an hour there
                "randn": lambda *shape: rng.standard_normal(shape)}  # fmt: skip
     width = box[1] - box[0]

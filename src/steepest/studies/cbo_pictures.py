@@ -24,7 +24,7 @@ def draw_canyon(figure: Any, arrays: Mapping[str, np.ndarray], ink: Any) -> None
             ax.plot(*path.T, color="white", linewidth=1.1, alpha=0.85)
             ax.plot(*path[0], "o", color="white", markersize=3.5)
             ax.plot(*path[-1], "o", color="#ff4d3d", markeredgecolor="white", markersize=5, zorder=5)
-        ax.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=12, zorder=4)
+        ax.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=17, zorder=4)
         ax.set(xlim=(-4, 10), ylim=(-4, 10), aspect="equal")
         ax.set_title(f"{name}: {100 * float(arrays['shares'][i]):.0f} % arrive", color=ink.text, fontsize=10)
         ax.tick_params(colors=ink.muted, labelsize=8)

@@ -73,8 +73,9 @@ def canyon(ctx: Context) -> None:
                 return_all=True,
             )  # fmt: skip
             paths[f"CH, s = {s}"].append(hopped.allvecs)
-    descents = [descent(starts, lr, 10 * length) for lr in (1e-3, 3e-3, 1e-2, 3e-2)]
-    best = max(descents, key=lambda path: float((np.linalg.norm(path[-1], axis=1) <= 0.5).mean()))
+    descents = [descent(starts, lr, 5 * length) for lr in (1e-3, 3e-3, 1e-2, 3e-2)]
+    left = [np.linalg.norm(path[-1], axis=1) for path in descents]
+    best = max(zip(descents, left, strict=True), key=lambda p: (float((p[1] <= 0.5).mean()), -np.median(p[1])))[0]
     paths["gradient descent"] = list(best.transpose(1, 0, 2))
     for claim, name in (("canyon-cbo", "CBO"), ("canyon-hopping", "CH, s = 0.7"), ("canyon-narrow", "CH, s = 0.4"),
                         ("canyon-descent", "gradient descent")):  # fmt: skip
@@ -129,7 +130,8 @@ def rough(ctx: Context) -> None:
         values = found[i * seeds : (i + 1) * seeds]
         hits = sum(best[-1] < SOLVED for best in values)
         share, (low, high) = hits / seeds, wilson(hits, seeds)
-        ctx.measured(f"{name}-{n}", share)  # the promise is a count of runs; the share has the interval
+        if f"{name}-{n}" in ctx.claims:
+            ctx.measured(f"{name}-{n}", share)  # the promise is a count of runs; the share below has the interval
         if name == "rastrigin":
             shares[n] = share
             ctx.measured(f"{name}-{n}-share", share, (low, high))

@@ -15,7 +15,7 @@ from steepest.core.random import torch_generator
 from steepest.curvature.vectors import flatten
 from steepest.policy import HARPG, NPGIGT, Trajectory, actor_parameters, trajectory_gradient, trajectory_hvp
 from steepest.policy._ascent import State, StepRule, harpg_step
-from steepest.studies.claim import slope_fit
+from steepest.studies.claim import median_interval, slope_fit
 from steepest.studies.context import Context
 
 __all__ = ["GaussianPolicy", "costs", "counters", "width_of"]
@@ -91,9 +91,13 @@ def costs(ctx: Context) -> None:
         ctx.series(name, [(n, values[0] * n / counts[0]) for n in counts], method="theory")
     policy, trajectory = GaussianPolicy(width_of(sizes[-2])), some_trajectory(4 * steps, 0)
     u = torch.ones(sum(q.numel() for q in actor_parameters(policy)))
-    gradient = fastest(lambda: trajectory_gradient(policy, trajectory), repeats)
-    hvp = fastest(lambda: trajectory_hvp(policy, trajectory, u), repeats)
-    ctx.measured("hvp-cost", hvp / gradient)
+    pairs = [
+        (fastest(lambda: trajectory_gradient(policy, trajectory), 3),
+         fastest(lambda: trajectory_hvp(policy, trajectory, u), 3))
+        for _ in range(2 * repeats + 1)
+    ]  # fmt: skip
+    ratios = [hvp / gradient for gradient, hvp in pairs[1:]]
+    ctx.measured("hvp-cost", *median_interval(ratios))
 
 
 def iteration(policy: nn.Module, steps: int) -> Callable[[], object]:
@@ -117,7 +121,7 @@ def peak_bytes(task: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as log:
         task()
     held = peak = 0
-    for event in sorted(log.profiler.kineto_results.events(), key=lambda e: e.start_ns()):  # type: ignore[union-attr]
+    for event in sorted(log.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

@@ -161,7 +161,10 @@ class Bandit(Problem):
 
 @dataclass
 class Tracking(Problem):
-    """Follow sin(2 s) along an autoregressive state, with a polynomial of degree 3: the class lacks the target."""
+    """Follow sin(3 s) along a random path s in [-1, 1], with a polynomial of degree 3: the class lacks the target.
+
+    s is the normal distribution function of an autoregressive path, stretched: uniform at every step.
+    """
 
     horizon: int
     p: int = 4
@@ -170,17 +173,18 @@ class Tracking(Problem):
     memory: float = 0.9
 
     def __post_init__(self) -> None:
-        nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-        s, weight = torch.as_tensor(nodes), torch.as_tensor(weights / weights.sum())
-        self.best = (weight * torch.sin(2 * s)) @ self.features(s)  # the features are orthonormal
-        self.missed = float(weight @ torch.sin(2 * s).square() - self.best.square().sum())
+        nodes, weights = np.polynomial.legendre.leggauss(60)
+        s, weight = torch.as_tensor(nodes), torch.as_tensor(weights / 2)
+        self.best = (weight * torch.sin(3 * s)) @ self.features(s)  # the features are orthonormal
+        self.missed = float(weight @ torch.sin(3 * s).square() - self.best.square().sum())
         self.total = (1 - self.gamma**self.horizon) / (1 - self.gamma)
         self.optimum = -self.total * (self.missed + self.sigma**2)
 
     @staticmethod
     def features(s: Tensor) -> Tensor:
-        """Hermite polynomials up to degree 3, of unit variance for a normal state."""
-        return torch.stack([torch.ones_like(s), s, (s**2 - 1) / math.sqrt(2), (s**3 - 3 * s) / math.sqrt(6)], -1)
+        """Legendre polynomials up to degree 3, of unit mean square."""
+        P2, P3 = 1.5 * s**2 - 0.5, 2.5 * s**3 - 1.5 * s
+        return torch.stack([torch.ones_like(s), math.sqrt(3) * s, math.sqrt(5) * P2, math.sqrt(7) * P3], -1)
 
     @functools.cached_property
     def mixing(self) -> Tensor:
@@ -192,10 +196,10 @@ class Tracking(Problem):
 
     def rollout(self, theta: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Sample paths of the state, which does not heed the action."""
-        s = _noise(generator, len(theta), self.horizon) @ self.mixing.T
+        s = torch.erf(_noise(generator, len(theta), self.horizon) @ self.mixing.T / math.sqrt(2))
         e, F = _noise(generator, len(theta), self.horizon), self.features(s)
         a = _rows(F, theta) + self.sigma * e
-        return F, e, -(a - torch.sin(2 * s)).square() @ _to_come(self.horizon, self.gamma)
+        return F, e, -(a - torch.sin(3 * s)).square() @ _to_come(self.horizon, self.gamma)
 
     def value(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """A parabola around the projection of the target."""
