@@ -127,7 +127,7 @@ print("cost", log["cost"])
 """
 
 REASONS: dict[str, str] = {
-    "w2-easy": "at the limit, in three runs 0.53, 0.52 and 0.46: 14 sweeps suffice and no Newton step is made, but ours "
+    "w2-easy": "at the limit, in three runs 0.53, 0.52 and 0.46: 14 sweeps suffice, no Newton step is made, but ours "
     "take an exponential of every entry, while the 20 of POT's multiply by a matrix",
     "outside-rla": "with this entropy two entries for each row hold 93.5 % of the mass of the exact plan, three hold "
     "99.2 % and four 99.9 %: no solver can change that.",
