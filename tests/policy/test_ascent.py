@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from steepest.policy import harpg_ascent, igt_ascent
-from steepest.policy._ascent import State, StepRule, harpg_step
+from steepest.policy._ascent import State, StepRule, harpg_step, igt_step
 
 A = torch.diag(torch.tensor([1.0, 0.3, 2.0], dtype=torch.float64))
 A[0, 2] = A[2, 0] = 0.4
@@ -115,6 +115,32 @@ def test_uniform_points_of_the_segment_give_the_difference_of_gradients():
         mean = mean + w * state.direction
     expected = (1 - 1e-3) * (torch.tanh(previous) - torch.tanh(theta))
     torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_rows_are_runs_of_their_own(normalize):
+    rule = StepRule(0.3, 0.7, 0.8, 1.0, normalize, transport=True)
+    starts = torch.tensor([[0.0, 0.0, 0.0], [3.0, 1.0, -2.0], [1.0, -2.0, 0.5]], dtype=torch.float64)  # the last: d = 0
+    q = torch.tensor([[0.2], [0.9], [0.5]], dtype=torch.float64)
+
+    def run_rows(theta, q):
+        ends = []
+        for step in (
+            lambda state: igt_step(state, rule, lambda point: (OPTIMUM - point) @ A),
+            lambda state: harpg_step(
+                state, rule, lambda point: (OPTIMUM - point) @ A, lambda point, u: -(1 + point**2) * u, lambda: q
+            ),
+        ):
+            state = State.start(theta)
+            for _ in range(4):
+                state, _ = step(state)
+            ends += [state.theta, state.direction]
+        return ends
+
+    together = run_rows(starts, q)
+    for k in range(3):
+        for rows, alone in zip(together, run_rows(starts[k], q[k])):
+            torch.testing.assert_close(rows[k], alone, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(

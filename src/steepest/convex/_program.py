@@ -140,16 +140,21 @@ class Program:
         """Give the program of these patterns (P,) alone."""
         return Program(self.X, self.y, self.patterns[chosen], self.loss, self.beta, self.radius)
 
+    def feasible(self, u: Tensor) -> Tensor:
+        """Give the nearest vectors in their cones."""
+        u = u.clone()
+        for half, i in torch.nonzero(u.any(-1)).tolist():
+            u[half, i] = self._nearest(u[half, i], i)
+        return u
+
     def dual_bound(self, candidate: Candidate) -> float:
         """Value of the dual with the solver's own multipliers."""
         return candidate.dual_at(self._shrink(float(candidate.slope.max())))
 
     def certify(self, candidate: Candidate, tol: float) -> Certificate:
         """Project onto the cones, find the best multipliers of the patterns that bind, and compare the two values."""
-        u = candidate.u.clone()
-        violation = self.violation(u)
-        for half, i in torch.nonzero(u.any(-1)).tolist():
-            u[half, i] = self._nearest(u[half, i], i)
+        violation = self.violation(candidate.u)
+        u = self.feasible(candidate.u)
         objective, feasible = self.objective(u), True
         if not self.robust:
             own = self.network_objective(candidate.u)

@@ -20,10 +20,11 @@ Notation: gamma_a / rho is `dual_step`, epsilon `adversarial_radius`, S `perturb
 Departures: (1) The exact primal step factors n^2 numbers rather than (2dP)^2. (2) Block descent moves along gradients
 that are multiplied with (I + X'X)^-1 / rho, and its Armijo rule compares with the predicted decrease. (3) rho follows
 the residuals, and exact steps with `dual_step` 1 are extrapolated (`_anderson.py`). (4) The hinge is smoothed in block
-descent, by a width that shrinks with its tolerance. (5) Adversarial programs are solved by primal-dual steps. (6)
-Returned vectors are projected onto their cones, so that objective and gap are those of a feasible point. (7)
-`required_patterns` is derived from the scenario approach directly. (8) Certified radii add the change of neurons that
-cannot switch exactly.
+descent, by a width that shrinks with its tolerance. (5) Adversarial programs are solved by primal-dual steps and, where
+small enough, finished by Newton steps along the central path (`_barrier.py`); patterns that no vector keeps over all
+boxes are left out, and a sample has the pattern of affine functions when there is an intercept. (6) Returned vectors
+are projected onto their cones, so that objective and gap are those of a feasible point. (7) `required_patterns` is
+derived from the scenario approach directly. (8) Certified radii add the change of neurons that cannot switch exactly.
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ OWN: dict[str, tuple[str, ...]] = {
     "dadao": ("DADAO", "DADAO, best rates"),
     "fzoos": ("FZooS", "corrected"),
     "fedfix": ("FedFix, 0.5", "FedFix, 0.2", "FedFix, 0.8"),
+    "cbo": ("CBO", "hop"),
+    "convex-relu": ("convex program", "convex, against perturbations", "ADMM, extrapolated", "random blocks"),
+    "harpg": ("N-PG-IGT", "N-HARPG", "HARPG"),
     "mdpo": ("MDPO", "MDPO, off-policy"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
@@ -124,6 +127,14 @@ NAME_SLOTS: dict[str, int] = {
     # policies
     "MDPO": 2, "MDPO, off-policy": 2, "PPO": 6, "TRPO": 7, "SAC, fixed": 1, "SAC, auto": 6, "KL weight 0.3": 1,
     "KL weight 1": 2, "KL weight 3": 3,
+    "N-PG-IGT": 1, "N-HARPG": 2, "HARPG": 3, "momentum": 4, "policy gradient": 5, "A2C": 4, "one gradient": 8,
+    "proved for N-PG-IGT": 8, "proved for policy gradient": 8,
+    # particles and convex networks
+    "CBO": 1, "hop": 1, "cbx": 2, "CMA-ES": 6, "differential evolution": 5, "dual annealing": 4, "N = 200": 2,
+    "N = 400": 3, "N = 1000": 1, "Ackley, N = 200": 7,
+    "convex program": 1, "convex, against perturbations": 1, "convex, plain": 2, "PGD training": 6, "FGSM training": 5,
+    "ADMM, plain": 2, "ADMM, extrapolated": 1, "random blocks": 1, "breast cancer": 1, "breast cancer, optimum": 2,
+    "digits": 3, "digits, optimum": 4, "theory, n d P": 8,
     # references and limits
     "256 sensors": 8, "vortex lattice": 8, "NeuralFoil": 8,
     "reference": 8, "limit": 8, "exact": 8, "dense": 8,

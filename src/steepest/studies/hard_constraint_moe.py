@@ -212,6 +212,10 @@ REASONS: dict[str, str] = {
     "flow-hc-sc": "at equal time PI-SC makes 2.3 times as many steps. In 15 CPU seconds (one seed) 293 steps of PI-SC "
     "gave an error of 0.37 and a residual of 90, 127 of PI-HC 0.40 and 95; no motion has 0.57 and 235, the solver's "
     "own answer a residual of 27.",
+    "flow-hc-sc-long": "a step of PI-HC is worth nearly three of PI-SC's and takes nearly three times as long: on "
+    "other starts (one seed) both had an error of 0.38 after 15 CPU seconds (117 and 314 steps), after 50 PI-HC 0.27 "
+    "and PI-SC 0.26.",
+    "flow-moe-trained-sc": "as in flow-hc-sc-long; in these times experts are on a level with the single solve.",
     "adherence-moe": "as for PI-HC, and experts' jumps at the borders come on top: 0.51 with an error of 0.35 after "
     "115 steps, where the solver's own answer has 0.27.",
     "stable-spread": "two seeds: the ratio of the distances of two pairs of equally spread numbers is above 1 every "

@@ -108,7 +108,7 @@ def control(ctx: Context, n_workers: int) -> None:
     trials = ctx.pick(tiny=1, quick=2, full=4, paper=0)
     seeds = ctx.seeds if ctx.seeds_asked else [ctx.seed + 1 + i for i in range(ctx.pick(quick=2, full=3, paper=5))]
     steps = ctx.pick(tiny={"CartPole-v1": 600}, quick={"CartPole-v1": 3000},
-                     full={"CartPole-v1": 12_000, "Acrobot-v1": 30_000}, paper={})  # fmt: skip
+                     full={"CartPole-v1": 12_000, "Acrobot-v1": 20_000}, paper={})  # fmt: skip
     per_env: dict[str, Found] = {}
     for k, (env, n) in enumerate(steps.items()):
         contenders = policy_gradients(env, trials, 32)

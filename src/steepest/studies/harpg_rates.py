@@ -35,7 +35,7 @@ RULES = {  # step, momentum, exponent of eta, exponent of the step, normalized, 
     "policy gradient": StepRule(1.0, 1.0, 0.0, 2 / 3, False),
 }
 """Schedules of the paper; the constants of the first three were fixed before anything was measured."""
-LONGER = (0.5, 2.0, 4.0, 8.0)  # other steps for N-PG-IGT, where it is tuned as the policy gradient is
+LONGER = (0.5, 2.0)  # other steps for N-PG-IGT, where it is tuned as the policy gradient is
 PROVED = {"N-PG-IGT": -0.4, "N-HARPG": -0.5, "HARPG": -0.5, "policy gradient": -1 / 3}
 
 
@@ -75,17 +75,18 @@ def ascend(run: Run) -> Curves:
     recorded = set(np.geomspace(1, run.iterations, 60).round().astype(int).tolist())
     at, gaps, errors = [], [], []
 
+    def held(point: Tensor, x: Tensor) -> Tensor:
+        """Let a run whose step was too large stand still, far away: it must not end the others."""
+        if rule.normalize:
+            return x
+        usable = (point.abs() < 1e3) & (x.abs() < 1e9)
+        return torch.where(usable.all(1, keepdim=True), x, 0.0)
+
     def gradient(point: Tensor) -> Tensor:
-        g = problem.gradient(point, generator)
-        if len(run.steps) == 1 and run.steps[0] == 1:
-            return g
-        g = factor * g
-        # A run whose step was too large stands still, infinitely far: it must not end the others.
-        usable = (point.abs() < 1e3) & (g.abs() < 1e9)
-        return torch.where(usable.all(1, keepdim=True), g, 0.0)
+        return held(point, factor * problem.gradient(point, generator))
 
     def hvp(point: Tensor, u: Tensor) -> Tensor:
-        return problem.hvp(point, u, generator)
+        return held(point, problem.hvp(point, u, generator))
 
     def q() -> Tensor:
         return torch.rand(len(factor), 1, generator=generator, dtype=torch.float64)
@@ -141,6 +142,7 @@ def slope(trajectories: Array, values: Array, *, median: bool = False, seed: int
     ----------
     trajectories : ndarray of shape (K,)
     values : ndarray of shape (K, runs)
+        Runs that are infinite there are left out.
     median : bool
         Of the runs, in place of their mean.
 
@@ -151,7 +153,7 @@ def slope(trajectories: Array, values: Array, *, median: bool = False, seed: int
     -0.5
     """
     end = trajectories >= trajectories[-1] / 10**DECADES
-    x, y = np.log(trajectories[end]), values[end]
+    x, y = np.log(trajectories[end]), values[end][:, np.isfinite(values[end]).all(axis=0)]
     x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     middle = np.median if median else np.mean
     drawn = y[:, _draws(y.shape[1], seed)]  # (K, resamples, runs)
@@ -178,7 +180,7 @@ def rates(ctx: Context, n_workers: int) -> None:
     T = ctx.pick(tiny=60, quick=4000, full=30_000, paper=0)
     runs = ctx.pick(tiny=6, quick=32, full=64, paper=0)
     horizon = math.ceil(math.log(T + 1) / 0.3)
-    seeds = iter(child_seeds(ctx.seed, 15))
+    seeds = iter(child_seeds(ctx.seed, 13))
     plain = min(runs, 32)  # of each of five steps
     regulator = Regulator(horizon)
     work = {
@@ -227,6 +229,9 @@ def _report_slopes(ctx: Context, found: dict[str, Curves]) -> None:
     for m in ("N-PG-IGT", "N-HARPG", "HARPG", "policy gradient"):
         c = found[m]
         _draw(ctx, "gap", m, c, c.gap)
+        if lost := int((~np.isfinite(c.gap[-1])).sum()):
+            ctx.note(f"regulator: {m}: {lost} of {c.gap.shape[1]} runs left the stable region for good; the exponent "
+                     "is that of the others.")  # fmt: skip
         ctx.note(f"regulator: {m}: mean gap {c.gap[-1].mean():.2g} after {c.trajectories[-1]:.0f} trajectories.")
         line = c.gap[0].mean() * (c.trajectories / c.trajectories[0]) ** PROVED[m]
         if m != "HARPG":
@@ -242,7 +247,7 @@ def _report_comparison(ctx: Context, found: dict[str, Curves]) -> None:
     if longer:
         x, best = min([(1.0, igt), *longer], key=lambda pair: float(pair[1].gap[-1].mean()))
         ctx.measured("igt-fewer-tuned", *_share(best, pg, level))
-        ctx.note(f"regulator: N-PG-IGT's best step of five, chosen by its result, is {0.1 * x:g}: mean gap "
+        ctx.note(f"regulator: N-PG-IGT's best step of three, chosen by its result, is {0.1 * x:g}: mean gap "
                  f"{best.gap[-1].mean():.2g}.")  # fmt: skip
     factor = pg.gap[-1].mean() / igt.gap[-1].mean()
     drawn = level[1:] / igt.gap[-1][_draws(igt.gap.shape[1], 3, 999)].mean(axis=1)
