@@ -175,8 +175,8 @@ print(model.score(X, y), "objective", net.objective_, "at most", net.duality_gap
 
 REASONS: dict[str, str] = {
     "rbcd": "after 200 iterations vectors still lie outside their cones: brought into them they are 12 % above the "
-    "optimum (ten patterns, beta 1), while the recovered network is 3 % below it; a fit takes interior-point steps from "
-    "the 100th on",
+    "optimum (ten patterns, beta 1), while the recovered network is 3 % below it; a fit goes on with interior-point "
+    "steps from the 100th on",
 }
 
 WHEN_NOT = [
