@@ -118,7 +118,8 @@ def test_a_few_steps_of_the_paper(monkeypatch):
     monkeypatch.setattr(mdpo_learning, "RATES", (1e-3,))
     ctx = Context(study, Job("mdpo", "paper", n_seeds=1, max_steps=256))
     study.run(ctx)
-    assert np.isfinite(ctx._measured["paper-on-policy-ratio"][0])
+    ratio, _, reason = ctx._measured["paper-on-policy-ratio"]
+    assert "learned anything" in reason if ratio is None else np.isfinite(ratio)
     assert "MuJoCo" in ctx._measured["paper-off-policy"][2]
 
 

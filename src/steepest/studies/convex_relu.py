@@ -9,15 +9,13 @@ beside adversarial training by attacks, and time beside cvxpy and pyscnn (`conve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
 from steepest.studies import convex_relu_optima as optima
+from steepest.studies import convex_relu_pictures as pictures
 from steepest.studies import convex_relu_robust as robust
 from steepest.studies.claim import Claim, Figure, Paper, Peer, Picture
 from steepest.studies.context import Context
@@ -128,32 +126,9 @@ FIGURES = [
            "it is attacked with. Median and 10-90 % band over splits."),
 ]  # fmt: skip
 
-
-def draw_decision(figure: Any, arrays: Mapping[str, Any], ink: Any) -> None:
-    """Two maps of the network's output with the boxes of the training points."""
-    from matplotlib.colors import TwoSlopeNorm
-    from matplotlib.patches import Rectangle
-
-    axes = figure.subplots(1, 2)
-    radius = float(arrays["radius"])
-    for ax, name, title in zip(axes, ("plain", "robust"), ("plain", "against perturbations"), strict=True):
-        z = arrays[name]
-        ax.contourf(arrays["x"], arrays["x"], z, levels=np.linspace(-2, 2, 21), cmap=ink.diverging, extend="both",
-                    norm=TwoSlopeNorm(0.0, -2.0, 2.0))  # fmt: skip
-        ax.contour(arrays["x"], arrays["x"], z, levels=[0.0], colors=[ink.text], linewidths=1.4)
-        for point, label in zip(arrays["points"], arrays["labels"], strict=True):
-            ax.add_patch(Rectangle(point - radius, 2 * radius, 2 * radius, fill=False, edgecolor=ink.text, lw=0.6))
-            ax.plot(*point, "o" if label > 0 else "x", color=ink.text, ms=3)
-        share = float(arrays[f"{name}_share"])
-        ax.set_title(f"{title}: {share:.0%} of boxes on one side", color=ink.text)
-        ax.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=[], yticks=[])
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-
-
 PICTURES = [
     Picture("decision", "Trained against perturbations, the boundary leaves the boxes of the points alone", "decision",
-            draw_decision, size=(7.6, 4.2),
+            pictures.draw_decision, size=(7.6, 4.2),
             caption="Points of two classes; left squared loss, right the hinge's worst case in the boxes, which are "
             "all perturbations. Lines where the network's sign changes; patterns of half-planes at four distances.",
             alt="Two maps of a network's output on a plane with labeled points in small squares. Left its sign changes "

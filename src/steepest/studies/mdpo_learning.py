@@ -111,7 +111,11 @@ def verdict(ctx: Context, claim: str, ours: str, peers: Sequence[str], per_env: 
     score = {n: pooled(p) for n, p in parts.items()}
     best = max(peers, key=lambda n: score[n].value)
     ctx.measured(claim, float(score[ours].on_par(score[best])))
-    ctx.measured(f"{claim}-ratio", score[ours].value / score[best].value)
+    ratio = float(np.divide(score[ours].value, score[best].value)) if score[best].value else np.nan
+    if np.isfinite(ratio):
+        ctx.measured(f"{claim}-ratio", ratio)
+    else:
+        ctx.skipped(f"{claim}-ratio", "nobody has learned anything yet: no episode ended, or the best score is 0")
     ctx.measured(f"{claim}-improvement", improvement(parts[ours], parts[best]))
     for n, s in score.items():
         ctx.note(f"{claim}: {n}: interquartile mean {s.value:.3f} (95 % interval {s.low:.3f} to {s.high:.3f}).")

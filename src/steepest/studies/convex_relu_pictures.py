@@ -1,0 +1,32 @@
+"""The picture of the study of convex networks: what training against perturbations does to a boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["draw_decision"]
+
+
+def draw_decision(figure: Any, arrays: Mapping[str, Any], ink: Any) -> None:
+    """Two maps of the network's output with the boxes of the training points."""
+    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.patches import Rectangle
+
+    axes = figure.subplots(1, 2)
+    radius = float(arrays["radius"])
+    for ax, name, title in zip(axes, ("plain", "robust"), ("plain", "against perturbations"), strict=True):
+        z = arrays[name]
+        ax.contourf(arrays["x"], arrays["x"], z, levels=np.linspace(-2, 2, 21), cmap=ink.diverging, extend="both",
+                    norm=TwoSlopeNorm(0.0, -2.0, 2.0))  # fmt: skip
+        ax.contour(arrays["x"], arrays["x"], z, levels=[0.0], colors=[ink.text], linewidths=1.4)
+        for point, label in zip(arrays["points"], arrays["labels"], strict=True):
+            ax.add_patch(Rectangle(point - radius, 2 * radius, 2 * radius, fill=False, edgecolor=ink.text, lw=0.6))
+            ax.plot(*point, "o" if label > 0 else "x", color=ink.text, ms=3)
+        share = float(arrays[f"{name}_share"])
+        ax.set_title(f"{title}: {share:.0%} of boxes on one side", color=ink.text)
+        ax.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=[], yticks=[])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
