@@ -161,6 +161,8 @@ def _weights(model: ConvexReLUClassifier) -> Network:
 
 def mlp(ctx: Context) -> None:
     """Test accuracy beside scikit-learn's network of the same width, two trials each."""
+    if not ctx.wants("peer-mlp"):
+        return
     from sklearn.exceptions import ConvergenceWarning as Unconverged
     from sklearn.neural_network import MLPClassifier
 
