@@ -7,6 +7,7 @@ ends at the walls, constant acceleration, and the linear autoregression that tra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -157,15 +158,11 @@ def train_one(run: Run) -> Trained:
     theirs = run.method == "published"
     ours = plan.noise * CALMER.get(run.material, 1.0)
     noise: dict[str, Any] = {"noise": 3e-4, "noise_unit": "frame"} if theirs else {"noise": ours}
-    linear = build(replace(run, method="GNS"), "least_squares")
-    linear.fit(training, n_sample=plan.n_sample, steps=0, seed=run.seed, noise=ours)
-    assert linear.autoregression is not None
-    skip = linear.autoregression.weight.detach().clone()
-    start = scores_of_skip(linear, skip, unseen)
+    skip, start = own_past(replace(run, method="GNS", lr=None, share=1.0))
     model = build(run).fit(training, n_sample=plan.n_sample, steps=0, seed=run.seed, **noise)
     keeper, before = Keeper(model, run), None
     if model.autoregression is not None:
-        before = scores_of_law(model, of_linear(model), unseen)
+        before = scores_of_law(model, of_linear(model), unseen) if run.method == "GIOROM" else None
         keeper.look(0.0, linear=True)
         with torch.no_grad():  # the same map without neighbors and walls
             model.autoregression.weight.zero_()[:, : skip.shape[1]].copy_(skip)
@@ -179,6 +176,22 @@ def train_one(run: Run) -> Trained:
     keeper.look(1.0)
     model.load_state_dict(keeper.best)
     return Trained(run, model, scores_of_model(model, unseen), skip, start, before, keeper.share)
+
+
+@functools.lru_cache(maxsize=16)
+def own_past(run: Run) -> tuple[Tensor, Scores]:
+    """The autoregression on a particle's own past and its scores, the same for all networks of a material and seed."""
+    plan = run.plan
+    training = list(trajectories(run.material, "training", plan.n_training, run.data_seed, plan.setting))
+    unseen = chosen(
+        trajectories(run.material, run.split, plan.n_test, run.data_seed, plan.setting), plan.n_sample, run.seed
+    )
+    linear = build(run, "least_squares")
+    noise = plan.noise * CALMER.get(run.material, 1.0)
+    linear.fit(training, n_sample=plan.n_sample, steps=0, seed=run.seed, noise=noise)
+    assert linear.autoregression is not None
+    skip = linear.autoregression.weight.detach().clone()
+    return skip, scores_of_skip(linear, skip, unseen)
 
 
 class Keeper:
