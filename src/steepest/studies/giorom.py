@@ -260,7 +260,7 @@ def run(ctx: Context) -> None:
         return
     small = Setting(n_points=120)
     plan = ctx.pick(
-        quick=Plan(float(ctx.options.get("seconds", 0.8)), n_test=3, looks=1),
+        quick=Plan(float(ctx.options.get("seconds", 0.5)), n_test=2, looks=1),
         full=Plan(float(ctx.options.get("seconds", 8))),
         paper=None,
         tiny=Plan(0.08, 8, 4, 0.1, 2, 2, 1, 30, setting=small),
