@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -234,10 +236,11 @@ def run(
     with make_display(console, todo, done) as display:
         try:
             left = [j for j in todo if j.key not in done]
-            if engine == "ray":
-                made = _on_ray(left, store, jobs, address, display.event)
-            else:
-                made = run_many(left, store, n_jobs=jobs or 1, on_event=display.event)
+            with _beacon(store, todo, done, jobs or 1, display.event) as tell:
+                if engine == "ray":
+                    made = _on_ray(left, store, jobs, address, tell)
+                else:
+                    made = run_many(left, store, n_jobs=jobs or 1, on_event=tell)
             records.update((record.key, record) for record in made)
         except KeyboardInterrupt:
             display.close()
@@ -252,6 +255,24 @@ def run(
     if first_rank():
         _draw(store, [r for k, r in records.items() if r.status == "ok" and k not in done], console)
     raise typer.Exit(_exit_code(list(records.values())))
+
+
+@contextlib.contextmanager
+def _beacon(store: Store, jobs: list[Any], done: dict[str, RunRecord], at_once: int, show: Any) -> Iterator[Any]:
+    """Yield what hears a run's events: the display, and where something is run the live state in the store."""
+    from steepest.studies.live import Beacon
+    from steepest.studies.runner import first_rank
+
+    if len(done) == len(jobs) or not first_rank():
+        yield show
+        return
+    with Beacon(store, jobs, done, at_once=at_once) as beacon:
+
+        def tell(job: Any, event: Any) -> None:
+            beacon.event(job, event)
+            show(job, event)
+
+        yield tell
 
 
 def _on_ray(jobs: list[Any], store: Store, at_once: int | None, address: str | None, tell: Any) -> list[RunRecord]:
@@ -305,6 +326,34 @@ def report(
     _console().print(f"report: {index}", soft_wrap=True)
     if open_:
         typer.launch(str(index.resolve()))
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option("--port", help="On 127.0.0.1; 0 takes a free one.")] = 8765,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    out: Out = STORE,
+) -> None:
+    """Serve the site on this machine, live while studies run in other terminals."""
+    from steepest.report.serve import make_server
+
+    if not 0 <= port < 65536:
+        _fail(f"--port must be between 0 and 65535, got {port}")
+    try:
+        server = make_server(_open_store(out), port)
+    except OSError as error:
+        _fail(f"port {port} of 127.0.0.1 is not to be had ({error.strerror}); choose another with --port")
+    address = f"http://127.0.0.1:{server.server_address[1]}/"
+    console = _console()
+    console.print(f"results of {out} at {address}, runs as they go at {address}live.html (Ctrl+C ends)", soft_wrap=True)
+    if open_:
+        typer.launch(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        console.print("")
+    finally:
+        server.server_close()
 
 
 @app.command()

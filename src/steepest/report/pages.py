@@ -28,7 +28,7 @@ from steepest.studies import bibliography, registry
 from steepest.studies.claim import Picture, Verdict
 from steepest.studies.provenance import code_fingerprint
 
-__all__ = ["AREAS", "Study", "index", "method", "read_studies"]
+__all__ = ["AREAS", "Study", "index", "method", "read_studies", "read_study", "trouble"]
 
 View = dict[str, Any]
 log = logging.getLogger("steepest")
@@ -114,19 +114,21 @@ class Study:
 
 def read_studies(store: Store, runs: Sequence[RunRecord]) -> list[Study]:
     """Put every registered method together with its study, runs and figures."""
-    studies = []
-    for m in registry.METHODS.values():
-        module, problem = _load(m.key)
-        study = Study(m, module, [r for r in runs if r.key == m.key], problem=problem)
-        if module is not None and study.good is not None:
-            with warnings.catch_warnings():  # what cannot be read of a run is missing in its figures
-                warnings.simplefilter("ignore", SteepestWarning)
-                series = store.series(study.good.id)
-                images = pictures.available(store, study.good.id, module)
-            peers = [p.name for p in module.PEERS]
-            study = replace(study, drawings=drawings(m.key, module.FIGURES, peers, series), pictures=images)
-        studies.append(study)
-    return studies
+    return [read_study(store, m, [r for r in runs if r.key == m.key]) for m in registry.METHODS.values()]
+
+
+def read_study(store: Store, m: registry.Method, runs: list[RunRecord]) -> Study:
+    """Put one method together with its study, its `runs` and the figures of the last good one."""
+    module, problem = _load(m.key)
+    study = Study(m, module, runs, problem=problem)
+    if module is None or study.good is None:
+        return study
+    with warnings.catch_warnings():  # what cannot be read of a run is missing in its figures
+        warnings.simplefilter("ignore", SteepestWarning)
+        series = store.series(study.good.id)
+        images = pictures.available(store, study.good.id, module)
+    peers = [p.name for p in module.PEERS]
+    return replace(study, drawings=drawings(m.key, module.FIGURES, peers, series), pictures=images)
 
 
 def _load(key: str) -> tuple[ModuleType | None, str]:
@@ -209,17 +211,15 @@ def _row(study: Study) -> View:
         "strip": sketch.strip(ratio) if ratio and ratio.state != "none" else None,
         "spark": spark,
         "search": f"{m.key} {m.name} {m.sentence} {entry.short} {entry.venue} {entry.year} {peer} {m.area}".lower(),
-        "trouble": _trouble(study),
+        "trouble": trouble(study.latest, study.good),
         "problem": study.problem,
     }
 
 
-def _trouble(study: Study) -> View | None:
-    """Why the newest run has no numbers: what failed or is missing, and the last good result."""
-    run = study.latest
+def trouble(run: RunRecord | None, good: RunRecord | None = None) -> View | None:
+    """Why `run` has no numbers: what failed or is missing, and the last good result."""
     if run is None or run.status == "ok":
         return None
-    good = study.good
     last = None if good is None else f"{text.day(good.started)}, {sketch.tally(good.claims).head} held"
     command = re.search(r"pip install .+$", run.reason)
     return {
@@ -254,7 +254,7 @@ def method(study: Study, before: Study | None, after: Study | None) -> View:
         "sentence": prose(says or m.sentence),
         "purpose": [prose(p) for p in purpose],
         "state": study.state,
-        "trouble": _trouble(study),
+        "trouble": trouble(study.latest, good),
         "stale": study.stale,
         "snippet": highlight(module.SNIPPET) if module else None,
         "when_not": [prose(w) for w in module.WHEN_NOT] if module else [],

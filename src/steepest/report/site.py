@@ -21,7 +21,7 @@ from steepest.core.extras import MissingExtra
 from steepest.core.records import RunRecord, Store
 from steepest.report import figures, pages
 
-__all__ = ["write_site"]
+__all__ = ["Renderer", "read_runs", "write_site"]
 
 MARK = ".steepest-site"
 log = logging.getLogger("steepest")
@@ -87,7 +87,7 @@ def _swap(new: Path, place: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _read(store: Store) -> tuple[list[RunRecord], list[str]]:
+def read_runs(store: Store) -> tuple[list[RunRecord], list[str]]:
     """Read all runs, and what could not be read."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -99,28 +99,17 @@ def _read(store: Store) -> tuple[list[RunRecord], list[str]]:
 
 
 def _write(store: Store, folder: Path) -> None:
-    runs, problems = _read(store)
+    runs, problems = read_runs(store)
     studies = pages.read_studies(store, runs)
+    site = Renderer()
     (folder / "method").mkdir()
     (folder / "static").mkdir()
-    here = files("steepest.report")
-    for name in ("site.css", "figures.js"):
-        (folder / "static" / name).write_text(here.joinpath(f"static/{name}").read_text("utf-8"), "utf-8")
-    try:
-        (folder / "static" / "vega.js").write_text(figures.bundle(), "utf-8")
-        missing = None
-    except MissingExtra as error:
-        missing = error.command
-    templates = _templates()
-    page = templates.get_template("index.html")
-    (folder / "index.html").write_text(page.render(root="", missing=missing, **pages.index(studies, problems)), "utf-8")
-    page = templates.get_template("method.html")
+    for name, content in site.assets().items():
+        (folder / "static" / name).write_text(content, "utf-8")
+    (folder / "index.html").write_text(site.index(studies, problems), "utf-8")
     for i, study in enumerate(studies):
-        view = pages.method(study, _at(studies, i - 1), _at(studies, i + 1))
-        view["figures"] = pages.draw(study)
-        view["pictures"] = pages.draw_pictures(study, folder / "pictures")
-        text = page.render(root="../", missing=missing, **view)
-        (folder / "method" / f"{study.method.key}.html").write_text(text, "utf-8")
+        page = site.method(study, _at(studies, i - 1), _at(studies, i + 1), folder / "pictures")
+        (folder / "method" / f"{study.method.key}.html").write_text(page, "utf-8")
     (folder / MARK).write_text("written by `steepest report`, replaced by the next one\n", "utf-8")
 
 
@@ -128,14 +117,50 @@ def _at(studies: Sequence[pages.Study], i: int) -> pages.Study | None:
     return studies[i] if 0 <= i < len(studies) else None
 
 
-def _templates() -> jinja2.Environment:
-    here = files("steepest.report")
-    env = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: here.joinpath(f"templates/{name}").read_text("utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.globals["script"] = Markup(here.joinpath("static/site.js").read_text("utf-8"))
-    return env
+class Renderer:
+    """Turns studies into the texts of pages.
+
+    Parameters
+    ----------
+    live : bool
+        The site is served while studies run: its pages link to the one that shows them.
+    """
+
+    def __init__(self, *, live: bool = False) -> None:
+        here = files("steepest.report")
+        self._read = lambda name: here.joinpath(name).read_text("utf-8")
+        self.env = jinja2.Environment(
+            loader=jinja2.FunctionLoader(lambda name: self._read(f"templates/{name}")),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.env.globals |= {"script": Markup(self._read("static/site.js")), "live": live}
+        try:
+            self._bundle, self.missing = figures.bundle(), None
+        except MissingExtra as error:
+            self._bundle, self.missing = "", error.command
+
+    def assets(self) -> dict[str, str]:
+        """Give the files that pages load, by name."""
+        found = {name: self._read(f"static/{name}") for name in ("site.css", "figures.js")}
+        return found | ({"vega.js": self._bundle} if self._bundle else {})
+
+    def index(self, studies: Sequence[pages.Study], problems: Sequence[str]) -> str:
+        """Render the index."""
+        return self._render("index.html", root="", **pages.index(studies, problems))
+
+    def method(self, study: pages.Study, before: pages.Study | None, after: pages.Study | None, pictures: Path) -> str:
+        """Render a method's page and draw its pictures into the folder `pictures`."""
+        view = pages.method(study, before, after)
+        view["figures"] = pages.draw(study)
+        view["pictures"] = pages.draw_pictures(study, pictures)
+        return self._render("method.html", root="../", **view)
+
+    def live(self) -> str:
+        """Render the page that shows studies while they run; its script asks for the state."""
+        return self._render("live.html", root="", live_script=Markup(self._read("static/live.js")))
+
+    def _render(self, template: str, **view: object) -> str:
+        return self.env.get_template(template).render(missing=self.missing, **view)
