@@ -156,15 +156,83 @@ def show(key: Annotated[str, typer.Argument(help="A method's key, class name or 
         for name, text in study.OPTIONS.items():
             console.print(f"  --option {name}=…  {_escaped(text)}")
     console.print("\n[bold]Files[/]")
-    name = method.key.replace("-", "_")
-    for what, path in (
-        ("source", f"src/steepest/{method.area}/"),
-        ("test", f"tests/{method.area}/"),
-        ("study", f"src/steepest/studies/{name}.py"),
-        ("page", f"docs/methods/{method.key}.md"),
-        ("benchmark", f"benchmarks/{name}.py"),
+    _print_places(console, method.key)
+
+
+def _print_places(console: Any, key: str) -> None:
+    from steepest import house
+
+    for place in house.places(key):
+        console.print(f"  {place.what:10}{_escaped(_short(place))}", soft_wrap=True)
+
+
+def _short(place: Any) -> str:
+    """Name a place as seen from the folder where the command runs, if it lies in it."""
+    here = f"{Path.cwd()}{os.sep}"
+    return str(place).removeprefix(here)
+
+
+@app.command()
+def where(
+    word: Annotated[str, typer.Argument(help="A method's key, a class, a function, a word of its paper.")],
+) -> None:
+    """Say where a method or a public name lives: source, tests, study, page, example and benchmark."""
+    from steepest import house
+    from steepest.studies import registry
+
+    console = _console()
+    found = house.public_name(word)
+    try:
+        keys = [registry.search(word).key]
+    except ValueError as error:
+        if found is None:
+            _fail(str(error).replace("key must be the key of a method", "WORD must be a method or a public name"))
+        keys = found[1]
+    if found is not None:
+        console.print(f"[bold]{found[0].what}[/]\n  defined   {_escaped(_short(found[0]))}", soft_wrap=True)
+        if len(keys) > 3:
+            console.print(f"  used by   {', '.join(keys)}", soft_wrap=True)
+            return
+    for key in keys:
+        console.print(f"[bold]{key}[/]  {registry.METHODS[key].name}: {registry.METHODS[key].sentence}", soft_wrap=True)
+        _print_places(console, key)
+
+
+@app.command("new")
+def new_method(
+    key: Annotated[str, typer.Argument(help="Words of small letters and digits, joined by hyphens.")],
+    area: Annotated[str | None, typer.Option("--area", help="The room; known for a registered method.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The method's name in texts.")] = None,
+) -> None:
+    """Write the skeleton of a method, its study, tests, benchmark and page into this checkout."""
+    from steepest import house
+    from steepest.studies import registry
+
+    known = registry.METHODS.get(key.replace("_", "-"))
+    name = name or (known.name if known else key.replace("-", " ").capitalize())
+    area = area or (known.area if known else None)
+    if area is None:
+        _fail("--area must say the room of a method that the registry does not know")
+    console = _console()
+    try:
+        for path in house.new_method(key, area, name, Path.cwd()):
+            console.print(f"wrote {_escaped(str(path.relative_to(Path.cwd())))}", soft_wrap=True)
+    except (ValueError, FileExistsError) as error:
+        _fail(str(error))
+    console.print("\nBy hand, in this order (CONTRIBUTING.md says how):")
+    row = "" if known else f'Method("{key}", "{area}", "{name}", "One plain sentence.", "surname2026word"),'
+    for file, line in (
+        ("src/steepest/studies/registry.py", row),
+        ("src/steepest/references.bib", "" if known else "the paper's entry, every field on a line of its own"),
+        (f"src/steepest/{area}/__init__.py", "the public name"),
+        ("docs/index.rst", f"methods/{key}"),
+        ("docs/api.rst", "the public name"),
+        ("README.md", "a row of the table of methods"),
+        ("CHANGELOG.md", "a line under Unreleased"),
     ):
-        console.print(f"  {what:10}{path}")
+        if line:
+            console.print(f"  {file}: [dim]{_escaped(line)}[/]", soft_wrap=True)
+    console.print(f"\nThen: steepest run {key} --scale tiny")
 
 
 @app.command()
