@@ -255,6 +255,9 @@ def run(
     data: Annotated[str | None, typer.Option("--data", help="Path or name of a data set.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Limit on training steps (paper scale).")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Of the study.")] = None,
+    track: Annotated[
+        str | None, typer.Option("--track", help="mlflow or tensorboard: tell it what is measured, too.")
+    ] = None,
     out: Out = STORE,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is finished.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per study and nothing else.")] = False,
@@ -296,6 +299,8 @@ def run(
         _fail(f"--engine must be local or ray, got {engine!r}")
     if address is not None and engine != "ray":
         _fail("--address needs --engine ray")
+    if track not in (None, "mlflow", "tensorboard"):
+        _fail(f"--track must be mlflow or tensorboard, got {track!r}")
 
     store, console = _open_store(out), _console(stderr=as_json)
     console.quiet = not first_rank()
@@ -304,7 +309,7 @@ def run(
     with make_display(console, todo, done) as display:
         try:
             left = [j for j in todo if j.key not in done]
-            with _beacon(store, todo, done, jobs or 1, display.event) as tell:
+            with _listeners(store, todo, done, jobs or 1, track, display.event) as tell:
                 if engine == "ray":
                     made = _on_ray(left, store, jobs, address, tell)
                 else:
@@ -326,19 +331,28 @@ def run(
 
 
 @contextlib.contextmanager
-def _beacon(store: Store, jobs: list[Any], done: dict[str, RunRecord], at_once: int, show: Any) -> Iterator[Any]:
-    """Yield what hears a run's events: the display, and where something is run the live state in the store."""
+def _listeners(
+    store: Store, jobs: list[Any], done: dict[str, RunRecord], at_once: int, track: str | None, show: Any
+) -> Iterator[Any]:
+    """Yield what hears a run's events: the display and, where something is run, the live state and a tracker."""
+    from steepest.core.extras import MissingExtra
     from steepest.studies.live import Beacon
     from steepest.studies.runner import first_rank
+    from steepest.studies.tracking import Tracking
 
-    if len(done) == len(jobs) or not first_rank():
-        yield show
-        return
-    with Beacon(store, jobs, done, at_once=at_once) as beacon:
+    hear = [show]
+    with contextlib.ExitStack() as stack:
+        if len(done) < len(jobs) and first_rank():
+            try:
+                if track is not None:
+                    hear.append(stack.enter_context(Tracking(track, store)).event)
+            except MissingExtra as error:
+                _fail(str(error))
+            hear.append(stack.enter_context(Beacon(store, jobs, done, at_once=at_once)).event)
 
         def tell(job: Any, event: Any) -> None:
-            beacon.event(job, event)
-            show(job, event)
+            for listener in hear:
+                listener(job, event)
 
         yield tell
 

@@ -29,7 +29,7 @@ from steepest.core.errors import SteepestWarning
 __all__ = ["Against", "ClaimResult", "Environment", "RunRecord", "Series", "Store", "write_atomically"]
 
 SCHEMA: Literal[1] = 1
-RESERVED = {"bench", "site", "live"}
+RESERVED = {"bench", "live", "mlflow", "site", "tensorboard"}
 
 
 def _plain(value: float | None) -> float | str | None:

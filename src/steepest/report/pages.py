@@ -23,6 +23,7 @@ from steepest.core.extras import MissingExtra, installed
 from steepest.core.records import ClaimResult, RunRecord, Store
 from steepest.report import figures, pictures, sketch, text, theme
 from steepest.report.drawing import Drawing, drawings, thin
+from steepest.report.history import machine, side_by_side
 from steepest.report.markup import highlight, prose, script_json
 from steepest.studies import bibliography, registry
 from steepest.studies.claim import Picture, Verdict
@@ -176,7 +177,7 @@ def _provenance(shown: Sequence[RunRecord]) -> list[str]:
     if not shown:
         return []
     seeds = sorted({len(r.seeds) for r in shown})
-    machines = sorted({f"{text.count(r.environment.cores, 'core')}, {r.environment.processor}" for r in shown})
+    machines = sorted({machine(r.environment) for r in shown})
     torches = sorted({r.environment.libraries.get("torch", "unknown") for r in shown})
     return [
         f"{' and '.join(sorted({r.scale for r in shown}))} scale",
@@ -277,6 +278,7 @@ def method(study: Study, before: Study | None, after: Study | None) -> View:
         "seconds": _seconds(good) if good else [],
         "runs": [_run(r) for r in reversed(study.runs)],
         "runs_shown": RUNS_SHOWN,
+        "history": side_by_side(study.runs),
         "before": before and before.method.key,
         "after": after and after.method.key,
     }
