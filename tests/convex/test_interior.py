@@ -4,7 +4,7 @@ import torch
 
 from steepest.convex import ConvexReLUClassifier, ConvexReLURegressor, _fitting, enumerate_patterns
 from steepest.convex import _losses as losses
-from steepest.convex._interior import Blocks, InteriorPoint, is_affordable
+from steepest.convex._interior import Blocks, InteriorPoint, Norms, Pairs, is_affordable
 from steepest.convex._program import Program
 from tests.convex.test_relu_network import problem, program, quiet_fit, reference, tensor
 
@@ -26,7 +26,7 @@ def solved(case, tol=1e-7, steps=60):
 
 @EACH_LOSS
 @pytest.mark.parametrize("beta", [0.01, 0.1])
-def test_all_patterns_to_seven_digits_within_forty_five_steps(loss, beta):
+def test_all_patterns_to_seven_digits_within_thirty_steps(loss, beta):
     X, labels, targets = problem(10, 3)
     y = targets if loss == "squared" else labels
     patterns = enumerate_patterns(X)
@@ -35,7 +35,7 @@ def test_all_patterns_to_seven_digits_within_forty_five_steps(loss, beta):
     optimum = reference(X, y, patterns, beta, loss)
     assert objective == pytest.approx(optimum, rel=1e-6)
     assert max(bounds) <= optimum * (1 + 1e-7)
-    assert k <= 45
+    assert k <= 30
 
 
 @EACH_LOSS
@@ -65,11 +65,92 @@ def test_blocks_solve_the_coupled_system():
     root = torch.randn(2, 5, 3, 3, dtype=torch.float64, generator=gen)
     K, W = root @ root.mT + 1e-3 * torch.eye(3), torch.rand(7, dtype=torch.float64, generator=gen) + 0.1
     b = torch.randn(2, 5, 3, dtype=torch.float64, generator=gen)
-    du, z = Blocks(case, K, torch.full((2, 5), 1e-6, dtype=torch.float64), W).solve(b)
+    du, z = Blocks(case, K, torch.full((2, 5, 1), 1e-6, dtype=torch.float64), W).solve(b)
     F = torch.stack([case.forward(e.reshape(2, 5, 3)) for e in torch.eye(30, dtype=torch.float64)], dim=1)
     dense = torch.block_diag(*K.reshape(10, 3, 3)) + F.T @ (W[:, None] * F)
     assert torch.allclose(du.reshape(-1), torch.linalg.solve(dense, b.reshape(-1)), rtol=1e-9, atol=1e-11)
     assert torch.allclose(z, W * (F @ du.reshape(-1)), rtol=1e-9, atol=1e-11)
+
+
+def inner_norms(seed=0):
+    """Cones and multipliers off the central path."""
+    gen = torch.Generator().manual_seed(seed)
+    norms = Norms(torch.randn(2, 4, 3, dtype=torch.float64, generator=gen), 0.7, 0.3)
+    norms._s[..., 0] = norms.u.norm(dim=-1) * (1 + torch.rand(2, 4, dtype=torch.float64, generator=gen))
+    p = torch.randn(2, 4, 3, dtype=torch.float64, generator=gen)
+    norms._z[..., 1:] = -0.6 * p / p.norm(dim=-1, keepdim=True)
+    return norms
+
+
+def test_scaling_takes_cone_and_multiplier_to_the_same_point():
+    norms = inner_norms()
+    norms.curvature()
+    assert torch.allclose(norms._scaled(norms._s, -1.0), norms._middle, atol=1e-12)
+    x = torch.randn(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(norms._scaled(norms._scaled(x, 1.0), -1.0), x, atol=1e-12)
+
+
+def test_curvature_is_that_of_the_scaled_cone_without_its_height():
+    norms = inner_norms()
+    K = norms.curvature()
+    eye = torch.eye(4, dtype=torch.float64).expand(2, 4, 4, 4)
+    H = torch.stack([norms._scaled(norms._scaled(eye[..., k], -1.0), -1.0) for k in range(4)], -1)
+    expected = H[..., 1:, 1:] - H[..., 1:, :1] * H[..., :1, 1:] / H[..., :1, :1]
+    assert torch.allclose(K, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_directions_solve_the_linearized_products(corrected):
+    """lambda o (W dz + W^-1 ds) = mu e - lambda o lambda, minus the products of the trial step."""
+    norms, mu = inner_norms(), 0.2
+    K = norms.curvature()
+    du = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    product = torch.zeros(2, 4, 4, dtype=torch.float64)
+
+    def jordan(x, y):
+        return torch.cat([(x * y).sum(-1, keepdim=True), x[..., :1] * y[..., 1:] + y[..., :1] * x[..., 1:]], -1)
+
+    if corrected:
+        norms.aim(0.0, False)
+        norms.move(0.3 * du)
+        product = jordan(norms._scaled(norms._ds, -1.0), norms._scaled(norms._dz, 1.0))
+    held = norms.aim(mu, corrected)
+    norms.move(du)
+    left = jordan(norms._middle, norms._scaled(norms._dz, 1.0) + norms._scaled(norms._ds, -1.0))
+    right = -jordan(norms._middle, norms._middle) - product
+    right[..., 0] += mu
+    assert torch.allclose(left, right, atol=1e-11)
+    assert torch.equal(norms._dz[..., 0], torch.zeros(2, 4, dtype=torch.float64))
+    assert torch.allclose(norms._z[..., 1:] + norms._dz[..., 1:], held - (K @ du[..., None])[..., 0], atol=1e-11)
+
+
+def test_a_step_reaches_the_boundary_and_no_further():
+    norms = inner_norms()
+    norms.curvature()
+    norms.aim(0.1, False)
+    length = norms.move(torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+
+    def margin(t):
+        s, z = norms._s + t * norms._ds, norms._z + t * norms._dz
+        return min(float((x[..., 0] - x[..., 1:].norm(dim=-1)).min()) for x in (s, z))
+
+    assert margin(length) == pytest.approx(0, abs=1e-10)
+    assert margin(0.99 * length) > 0 > margin(1.01 * length)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_pairs_solve_their_linearized_products(corrected):
+    pairs = Pairs(tensor([1.0, 2.0, 0.5]), 0.4)
+    pairs.t = tensor([0.3, 0.1, 2.0])
+    missed, change, before = tensor([0.1, -0.2, 0.0]), tensor([0.4, -1.0, 0.2]), tensor([0.0, 0.0, 0.0])
+    if corrected:
+        pairs.aim(0.0, missed, False)
+        pairs.move(tensor([0.2, -0.3, 0.1]))
+        before = pairs._da * pairs._dt
+    t = pairs.aim(0.2, missed, corrected)
+    pairs.move(change + missed)
+    assert torch.allclose(pairs.a * pairs._dt + pairs.t * pairs._da, 0.2 - pairs.a * pairs.t - before)
+    assert torch.allclose(pairs.t + pairs._dt, t - pairs.t / pairs.a * change)
 
 
 @EACH_LOSS

@@ -288,10 +288,11 @@ def test_block_descent_comes_close_to_the_optimum(small):
 def test_adversarial_optimum_is_the_worst_case_of_the_network(small, loss):
     X, y, _, patterns = small
     options = {"loss": loss, "beta": 0.1, "patterns": patterns, "fit_intercept": False}
-    model = quiet_fit(ConvexReLUClassifier(**options, adversarial_radius=0.1, max_iter=1500), X, y)
+    model = quiet_fit(ConvexReLUClassifier(**options, adversarial_radius=0.1, max_iter=300, tol=1e-5), X, y)
+    assert model.converged_
     optimum = reference(X, y, patterns, 0.1, loss, 0.1)
     assert model.objective_ - model.duality_gap_ <= optimum * (1 + 1e-6)
-    assert optimum * (1 - 1e-6) <= model.objective_ <= optimum * 1.1
+    assert optimum * (1 - 1e-6) <= model.objective_ <= optimum * (1 + 1e-4)
     penalty = 0.1 * (np.linalg.norm(model.v_, axis=1).sum() + np.linalg.norm(model.w_, axis=1).sum())
     assert model.adversarial_loss(X, y, 0.1) + penalty == pytest.approx(model.objective_, abs=1e-4)
     value = convex_objective(X, y, patterns, model.v_, model.w_, loss=loss, beta=0.1, adversarial_radius=0.1)
@@ -401,10 +402,10 @@ def test_same_seed_same_fit_and_global_streams_untouched():
 
 def test_warm_start_goes_on():
     X, _, y = problem(10, 2)
-    model = ConvexReLURegressor(n_patterns=10, beta=0.1, max_iter=40, tol=1e-9, warm_start=True, random_state=0)
+    model = ConvexReLURegressor(n_patterns=10, beta=0.1, max_iter=12, tol=1e-9, warm_start=True, random_state=0)
     first = quiet_fit(model, X, y).duality_gap_
     patterns = model.patterns_
-    assert quiet_fit(model.set_params(max_iter=80), X, y).duality_gap_ < first
+    assert quiet_fit(model.set_params(max_iter=12), X, y).duality_gap_ < 0.9 * first
     assert model.patterns_ is patterns
 
 

@@ -31,7 +31,11 @@ def test_the_newest_run_of_every_machine_scale_and_code_has_a_column():
 def test_cells_say_value_and_verdict_and_why_there_is_none():
     new = sample.record("adamp", ago=1, scale="full", claims=sample.claims("adamp")[:3])
     old = sample.record("adamp", ago=2, claims=sample.claims("adamp")[1:])
-    rows = {row["says"]: row["cells"] for row in side_by_side([old, new])["rows"]}
+    first = sample.record("adamp", ago=3, code="0" * 16)
+    view = side_by_side([first, old, new])
+    rows = {row["says"]: [row["cells"][0], row["cells"][1]] for row in view["rows"]}
+    assert len([c for c in sample.claims("adamp") if c.value is not None]) == len(rows)
+    assert side_by_side([old, new])["rows"][0]["says"] == sample.claims("adamp")[1].says
     assert [c["word"] for c in rows[sample.EVIL]] == ["holds", "no such claim then"]
     (short,) = (cells for says, cells in rows.items() if says.startswith("The error stays"))
     assert [(c["value"], c["icon"]) for c in short] == [("0.412", "short")] * 2

@@ -66,8 +66,7 @@ class ADMM:
         self.program, self.primal_step, self.dual_step, self.copies = program, primal_step, dual_step, copies
         self.primal_residual = self.dual_residual = math.inf
         self._iteration = 0
-        exact = isinstance(primal_step, ExactStep) and dual_step == 1
-        self._accelerate = Anderson() if exact else None
+        self._accelerate = Anderson(program.total) if dual_step == 1 else None
 
     def step(self) -> None:
         program, at = self.program, self.copies
@@ -76,8 +75,8 @@ class ADMM:
         Gu = program.cone(at.u)
         z = _shrink_groups(at.u + at.lam, program.beta / at.rho)
         s = (Gu + at.nu).clamp(min=0)
-        self.primal_residual = math.hypot(float((at.u - z).norm()), float((Gu - s).norm()))
-        self.dual_residual = at.rho * float((z - at.z + program.cone_adjoint(s - at.s)).norm())
+        self.primal_residual = program.norm(at.u - z, Gu - s)
+        self.dual_residual = at.rho * program.norm(z - at.z + program.cone_adjoint(s - at.s))
         if self._accelerate is None:
             at.lam = at.lam + self.dual_step * (at.u - z)
             at.nu = at.nu + self.dual_step * (Gu - s)
@@ -124,7 +123,7 @@ class ExactStep:
     def __init__(self, program: Program) -> None:
         self.program = program
         X, D = program.X, program.patterns
-        self._small = 2 * len(D) * X.shape[1] < len(X)
+        self._small = program.group is None and 2 * len(D) * X.shape[1] < len(X)
         gram = torch.eye(X.shape[1]).to(X) + X.T @ X
         self._B = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         if self._small:
@@ -133,7 +132,7 @@ class ExactStep:
             self._M = self._F.T @ self._F
             self._quadratic = torch.block_diag(*[gram] * (2 * len(D)))
         else:
-            self._M = 2 * (X @ self._B @ X.T) * (D.T @ D)
+            self._M = 2 * (X @ self._B @ X.T) * program.total(D.T @ D)
         self._rho = math.nan
 
     def __call__(self, target: Tensor, u: Tensor, rho: float) -> Tensor:

@@ -8,6 +8,7 @@ is taken and the memory dropped.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,9 +20,13 @@ MEMORY, GROWTH, RIDGE = 10, 2.0, 1e-12
 
 
 class Anderson:
-    """Gives the point to go on from; `reset` when the map has changed."""
+    """Gives the point to go on from; `reset` when the map has changed.
 
-    def __init__(self) -> None:
+    `total` sums over the ranks among which points are split.
+    """
+
+    def __init__(self, total: Callable[[Tensor], Tensor] = lambda share: share) -> None:
+        self._total = total
         self.reset()
 
     def reset(self) -> None:
@@ -32,7 +37,7 @@ class Anderson:
     def next(self, zeta: Tensor, mapped: Tensor) -> Tensor:
         """Take a point (N,) and its image."""
         g = mapped - zeta
-        size = float(g.norm())
+        size = float(self._total(g @ g).sqrt())
         if self._best is not None and size > GROWTH * self._best[0]:
             back = self._best[1]
             self.reset()
@@ -46,9 +51,10 @@ class Anderson:
         if not self._pairs:
             return mapped
         moves, changes = (torch.stack(column) for column in zip(*self._pairs, strict=True))
-        gram = changes @ changes.T
+        products = self._total(changes @ torch.cat([changes, g[None]]).T)
+        gram = products[:, :-1]
         ridge = RIDGE * gram.trace() * torch.eye(len(gram)).to(gram)
-        share, info = torch.linalg.solve_ex(gram + ridge, changes @ g)
+        share, info = torch.linalg.solve_ex(gram + ridge, products[:, -1])
         if int(info) or not bool(torch.isfinite(share).all()):
             self.reset()
             return mapped

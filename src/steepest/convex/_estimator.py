@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from steepest.convex import _losses
 from steepest.convex._admm import ExactStep
 from steepest.convex._certificates import Network
-from steepest.convex._fitting import Fit, Settings, fit_output, fit_sampled
+from steepest.convex._fitting import Fit, Settings, fit_output, fit_sampled, fit_shared_out
 from steepest.convex._patterns import draw_patterns, enumerate_patterns
 from steepest.convex._program import Program
 from steepest.convex._sampled_program import unit_directions
@@ -215,7 +216,10 @@ class ConvexReLUNetwork(BaseEstimator):
             exact = ExactStep(programs[0]) if solver == "admm" else None
             solve = partial(_solve_output, own=own, exact=exact)
         jobs = list(zip(programs, seeds, states, strict=True))
-        fits: list[Fit] = ordered_map(solve, jobs, backend=self.backend, n_workers=self.n_jobs)  # type: ignore[arg-type]
+        if self.backend == "ray" and solver == "admm" and len(programs) == 1:
+            fits = [fit_shared_out(programs[0], own, self.n_jobs or os.cpu_count() or 1)]
+        else:
+            fits = ordered_map(solve, jobs, backend=self.backend, n_workers=self.n_jobs)  # type: ignore[arg-type]
         self._seen = (solver, rows, [fit.state for fit in fits])
         self._keep(fits, rows, targets)
 

@@ -11,21 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steepest.convex import _losses
 from steepest.convex._admm import ADMM, BlockDescent, Copies, ExactStep
 from steepest.convex._barrier import Barrier, is_small
 from steepest.convex._interior import InteriorPoint, fewest, is_affordable
 from steepest.convex._program import Candidate, Program
 from steepest.convex._robust import PrimalDual
 from steepest.convex._sampled_program import LOOK_EACH, SampledProgram, unit_directions, violation_share
+from steepest.convex._sharded import accuracy, run_on_ray
 from steepest.core.driver import Progress, Stop, drive
 
-__all__ = ["Fit", "Settings", "fit_output", "fit_sampled"]
+__all__ = ["Fit", "Settings", "fit_output", "fit_sampled", "fit_shared_out"]
 
 KEYS = ("objective", "primal_residual", "dual_residual", "seconds", "accuracy")
 FIRST_LOOK, LOOK_AGAIN = 10, 1.1
 """The first iteration whose certificate is computed, and the factor to the next one after a failure."""
-FINISH_AFTER = 100
-"""Iterations after which interior-point steps take over, where they are affordable."""
+FINISH_AFTER = 20
+"""Iterations after which interior-point or central-path steps take over, where they are affordable."""
 FRESH = 10_000
 """Fresh directions of which the share that violates a sampled program's dual is told."""
 TINY = 1e-10
@@ -113,14 +115,15 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
             "objective": objective,
             "primal_residual": solver.primal_residual,
             "dual_residual": solver.dual_residual,
-            "accuracy": _accuracy(program, program.network(u)),
+            "accuracy": accuracy(program, program.network(u)),
         }
         _tell(own.verbose, iteration, numbers)
         return None, Progress(None, objective, Stop.CONVERGED if certificate else None, numbers)
 
     run = drive(step, None, maxiter=own.max_iter, keep=KEYS, on_nonfinite="raise")
     if certificate is None:
-        certificate = program.certify(solver.candidate(), own.tol)
+        ends = [program.certify(end.candidate(), own.tol) for end in {id(end): end for end in (first, solver)}.values()]
+        certificate = min(ends, key=lambda end: end.objective)  # steps cut short may not be better yet
     elif isinstance(solver, InteriorPoint):
         sparse = program.certify(replace(solver.candidate(), u=fewest(program, certificate.u)), own.tol)
         if sparse.feasible and sparse.gap <= own.tol * max(abs(sparse.objective), floor):
@@ -148,6 +151,35 @@ def _state(first: Solver, last: Solver) -> Any:
     return first.copies if isinstance(first, ADMM) else None
 
 
+def fit_shared_out(program: Program, own: Settings, workers: int) -> Fit:
+    """Solve by ADMM alone, exact steps, the patterns shared out over Ray workers; certified here."""
+    rho, dual_step = (1.0 if given is None else given for given in (own.rho, own.dual_step))
+    shards = run_on_ray(program, workers, tol=own.tol, max_iter=own.max_iter, rho=rho, dual_step=dual_step, keep=KEYS)
+    z, pull, slope = (
+        torch.cat(parts, 1) for parts in zip(*((s.copies.z, s.pull, s.slope) for s in shards), strict=True)
+    )
+    nu = program.y - shards[0].outputs
+
+    def dual_at(c: float) -> float:
+        return float(_losses.dual_value(program.loss, c * nu, program.y))
+
+    end = program.certify(Candidate(z, pull, slope, dual_at), own.tol)
+    floor = TINY * program.objective(torch.zeros_like(z))
+    success = end.feasible and end.gap <= own.tol * max(abs(end.objective), floor)
+    history, last = _history(shards[0].history), shards[0]
+    return Fit(
+        end.u.cpu().numpy(),
+        end.objective,
+        end.gap,
+        end.violation,
+        success,
+        last.iterations,
+        last.copies.rho,
+        history,
+        None,
+    )
+
+
 def fit_sampled(program: Program, directions: np.ndarray, own: Settings, seed: int, state: Tensor | None = None) -> Fit:
     """Solve the sampled program on fixed unit directions (N, d), whose patterns are those of `program`."""
     X, y = program.X, program.y
@@ -166,7 +198,7 @@ def fit_sampled(program: Program, directions: np.ndarray, own: Settings, seed: i
             "objective": solver.objective,
             "primal_residual": solver.change,
             "dual_residual": gap,
-            "accuracy": _accuracy(program, outputs),
+            "accuracy": accuracy(program, outputs),
         }
         _tell(own.verbose, iteration, numbers)
         done = gap <= own.tol * max(solver.objective, floor) if math.isfinite(gap) else False
@@ -190,15 +222,6 @@ def _make_solver(program: Program, own: Settings, seed: int, state: Any, exact: 
         return ADMM(program, primal, 1.0 if own.dual_step is None else own.dual_step, copies)
     primal = BlockDescent(program, own.rbcd_block, own.rbcd_tol, np.random.default_rng(seed))
     return ADMM(program, primal, 1 / 3 if own.dual_step is None else own.dual_step, copies)
-
-
-def _accuracy(program: Program, outputs: Tensor) -> float:
-    """Share of right signs, for targets of -1 and 1; for others the coefficient of determination."""
-    y = program.y
-    if bool((y.abs() == 1).all()):
-        return float(((outputs > 0) == (y > 0)).double().mean())
-    total = float((y - y.mean()).square().sum())
-    return 1 - float((y - outputs).square().sum()) / total if total > 0 else math.nan
 
 
 def _history(history: dict[str, list[float]]) -> dict[str, list[float]]:

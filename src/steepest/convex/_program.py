@@ -9,8 +9,10 @@ training, where the loss depends on :math:`x_k^T c_k` alone). Vectors v and w ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 from steepest.convex import _losses
+from steepest.core.distributed import all_reduce_sum
 
 __all__ = ["Candidate", "Certificate", "Program"]
 
@@ -53,7 +56,10 @@ class Certificate:
 
 @dataclass
 class Program:
-    """Data, patterns and penalty; `X` (n, d), `y` (n,), `patterns` (P, n) of zeros and ones, `radius` (d,)."""
+    """Data, patterns and penalty; `X` (n, d), `y` (n,), `patterns` (P, n) of zeros and ones, `radius` (d,).
+
+    With a process `group` the patterns are this rank's share, and predictions and sums are those of all ranks.
+    """
 
     X: Tensor
     y: Tensor
@@ -61,6 +67,7 @@ class Program:
     loss: str
     beta: float
     radius: Tensor
+    group: Any = None
     signs: Tensor = field(init=False)
     halves: Tensor = field(init=False)
 
@@ -78,7 +85,16 @@ class Program:
 
     def forward(self, u: Tensor) -> Tensor:
         """F u: predictions (n,) through the fixed patterns."""
-        return (self.patterns * ((u[0] - u[1]) @ self.X.T)).sum(0)
+        return self.total((self.patterns * ((u[0] - u[1]) @ self.X.T)).sum(0))
+
+    def total(self, share: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        all_reduce_sum([share], self.group)
+        return share
+
+    def norm(self, *shares: Tensor) -> float:
+        """Euclidean norm of what all ranks hold."""
+        return math.sqrt(float(self.total(torch.stack([share.square().sum() for share in shares]).sum())))
 
     def adjoint(self, residual: Tensor) -> Tensor:
         """F' r: (2, P, d)."""
@@ -97,7 +113,7 @@ class Program:
         return self.patterns.T @ (u[0] - u[1])
 
     def penalty(self, u: Tensor) -> float:
-        return self.beta * float(torch.linalg.vector_norm(u, dim=-1).sum())
+        return self.beta * float(self.total(torch.linalg.vector_norm(u, dim=-1).sum()))
 
     def objective(self, u: Tensor) -> float:
         """Value at u, whether or not it is feasible."""
@@ -165,6 +181,8 @@ class Program:
         while True:
             half, i = (int(k) for k in np.unravel_index(int(slope.argmax()), slope.shape))
             if slope[half, i] <= self.beta or done[half, i]:
+                break
+            if feasible and objective - candidate.dual_at(self._shrink(float(slope.max()))) <= 0.1 * tol * objective:
                 break
             pull = candidate.pull[half, i].cpu().numpy()
             target = np.concatenate([pull, -pull]) if self.robust else pull

@@ -98,7 +98,8 @@ class ConvexReLUClassifier(ClassifierMixin, ConvexReLUNetwork):
     device : str
         Of PyTorch, where the solver works, in float64.
     backend : "serial" or "ray"
-        Where the outputs of several classes are fitted; one output is fitted where it is.
+        ``ray`` fits the outputs of several classes side by side; of one output it shares out the patterns, for exact
+        ADMM alone, without interior-point steps after it.
     n_jobs : int, optional
         Workers of that backend.
     random_state : int, generator, RandomState or None
@@ -233,7 +234,8 @@ class ConvexReLURegressor(RegressorMixin, ConvexReLUNetwork):
     device : str
         Of PyTorch, where the solver works, in float64.
     backend : "serial" or "ray"
-        Where the outputs of several classes are fitted; one output is fitted where it is.
+        ``ray`` fits the outputs of several classes side by side; of one output it shares out the patterns, for exact
+        ADMM alone, without interior-point steps after it.
     n_jobs : int, optional
         Workers of that backend.
     random_state : int, generator, RandomState or None

@@ -18,6 +18,7 @@ theta_t`` and the average of a linear gradient has no bias; the published code t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,7 +99,7 @@ def igt_step(state: State, rule: StepRule, gradient: Callable[[Tensor], Tensor])
     eta = rule.eta(t)
     point = theta + (1 - eta) / eta * (theta - previous) if rule.transport else theta
     g = _finite(gradient(point), "gradient", t)
-    return _moved(state, rule, (1 - eta) * d + eta * g, g)
+    return _moved(state, rule, torch.lerp(d, g, eta), g)  # (1 - eta) d + eta g
 
 
 def harpg_step(
@@ -115,15 +116,15 @@ def harpg_step(
     if t == 0:
         return _moved(state, rule, g, g)
     between = q()
-    v = hvp(between * theta + (1 - between) * previous, theta - previous)
+    v = hvp(torch.lerp(previous, theta, between), theta - previous)
     v = _finite(v, "Hessian-vector product", t)
-    moved, numbers = _moved(state, rule, (1 - eta) * (d + v) + eta * g, g)
+    moved, numbers = _moved(state, rule, torch.lerp(d + v, g, eta), g)  # (1 - eta) (d + v) + eta g
     return moved, numbers | {"hvp_norm": float(_length(v).mean())}
 
 
 def _moved(state: State, rule: StepRule, d: Tensor, g: Tensor) -> tuple[State, Numbers]:
     length, step = _length(d), rule.step_size(state.t)
-    move = step * d / torch.where(length > 0, length, 1) if rule.normalize else step * d
+    move = step / torch.where(length > 0, length, 1) * d if rule.normalize else step * d
     numbers = {
         "eta": rule.eta(state.t),
         "step_size": step,
@@ -139,7 +140,7 @@ def _length(rows: Tensor) -> Tensor:  # (1,) or (runs, 1)
 
 
 def _finite(value: Tensor, what: str, t: int) -> Tensor:
-    if not bool(torch.isfinite(value).all()):
+    if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):  # a sum is cheaper
         raise FloatingPointError(f"the {what} is not finite at iteration {t}; try a smaller step")
     return value
 

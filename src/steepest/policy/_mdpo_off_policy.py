@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steepest.core.distributed import resolve_group
 from steepest.core.errors import Limit, at_least, boolean, check_params, interval, nonnegative, one_of, positive
 from steepest.core.extras import require
+from steepest.policy._data_parallel import DataParallel
 from steepest.policy._mirror import (
     TSALLIS,
-    check_finite_loss,
     check_fixed_entropy,
     check_rate,
     kl,
@@ -54,7 +55,7 @@ OFF_LIMITS: dict[str, Limit] = {
 }
 
 
-class OffPolicyMDPO(OwnStreams, SAC):
+class OffPolicyMDPO(DataParallel, OwnStreams, SAC):
     """Mirror descent policy optimization from a replay buffer (tomar2022mirror).
 
     SAC's loop and critics; the actor's objective is soft Q plus a KL term to a copy of the actor that is renewed every
@@ -90,6 +91,9 @@ class OffPolicyMDPO(OwnStreams, SAC):
         As in Stable-Baselines3.
     seed : int, optional
         As in `OnPolicyMDPO`.
+    process_group : None, "default" or group
+        As in `OnPolicyMDPO`: every rank has environments and a buffer of its own, and `batch_size` is the ranks'
+        together.
 
     Attributes
     ----------
@@ -147,12 +151,14 @@ class OffPolicyMDPO(OwnStreams, SAC):
         verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
+        process_group: Any = None,
         _init_setup_model: bool = True,
     ) -> None:
         check_fixed_entropy(ent_coef)
         check_params(locals(), OFF_LIMITS)
         check_rate(learning_rate)
-        self._streams = Streams()
+        resolve_group(process_group)
+        self._streams, self.process_group = Streams(), process_group
         self.kl_coef, self.policy_update_interval, self.tsallis_q = kl_coef, policy_update_interval, tsallis_q
         self.actor_q, self.output_regularization = actor_q, output_regularization
         self.deterministic_collection = deterministic_collection
@@ -202,6 +208,8 @@ class OffPolicyMDPO(OwnStreams, SAC):
         progress_bar: bool = False,
     ) -> Off:
         """Train for `total_timesteps` steps of all environments, as in `SAC.learn`."""
+        self._own_part("batch_size", self.batch_size)
+        self._begin_together(self.policy, self.old_actor)
         with self._streams.own(self.device):
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
@@ -235,7 +243,7 @@ class OffPolicyMDPO(OwnStreams, SAC):
             if n % self.policy_update_interval == 0:
                 self.old_actor.load_state_dict(self.actor.state_dict())
                 self.n_snapshots += 1
-            data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            data = self.replay_buffer.sample(self._own_part("batch_size", batch_size), env=self._vec_normalize_env)
             mean, log_std, _ = self.actor.get_action_dist_params(data.observations)
             actions, log_prob = self._draw(mean, log_std)
             old_log_prob, kl_to_old = self._compare(data.observations, actions)
@@ -305,9 +313,6 @@ class OffPolicyMDPO(OwnStreams, SAC):
         return torch.cat(self.critic(observations, actions), 1).min(1, keepdim=True).values
 
     def _step(self, optimizer: Any, loss: Tensor, what: str, n: int) -> float:
-        value = loss.item()
-        check_finite_loss(value, what, n)
-        optimizer.zero_grad()
-        loss.backward()
+        value = self._backward(optimizer, loss, what, n)
         optimizer.step()
         return value

@@ -202,11 +202,10 @@ def mean_hvp(
         assert along is not None  # grad Phi is linear in w
         scores = [part.sum() for part in along.split([len(trajectory) for trajectory in batch])]  # <grad log p, u>
         if single:
-            outer = scores[0] * _flat(grad_phi, params).detach()
-        else:
-            s = torch.cat([score.expand(len(trajectory)) for score, trajectory in zip(scores, batch, strict=True)])
-            outer = _flat(backward((s * w.detach() * log_prob).sum(), params), params)
-    return (outer + _flat(curved, params)) / len(batch)
+            return torch.addcmul(_flat(curved, params), scores[0].detach(), _flat(grad_phi, params))
+        s = torch.cat([score.expand(len(trajectory)) for score, trajectory in zip(scores, batch, strict=True)])
+        outer = backward((s * w.detach() * log_prob).sum(), params)
+    return (_flat(outer, params) + _flat(curved, params)) / len(batch)
 
 
 class LinearBaseline:

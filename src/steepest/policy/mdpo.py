@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steepest.core.distributed import group_size, resolve_group
 from steepest.core.errors import (
     Limit,
     SteepestWarning,
@@ -46,6 +47,7 @@ from steepest.core.errors import (
     value_error,
 )
 from steepest.core.extras import require
+from steepest.policy._data_parallel import DataParallel, log_share, mean_over_ranks
 from steepest.policy._mdpo_off_policy import OffPolicyMDPO
 from steepest.policy._mirror import (
     STEP_SCHEDULES,
@@ -122,7 +124,7 @@ class _Batch(NamedTuple):
         )
 
 
-class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
+class OnPolicyMDPO(DataParallel, OwnStreams, OnPolicyAlgorithm):
     """Mirror descent policy optimization from fresh rollouts (tomar2022mirror).
 
     Per iteration: a rollout with pi_k, m gradient steps on advantage minus KL to pi_k, then the critic's epochs. There
@@ -171,6 +173,11 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
     seed : int, optional
         Of initialization, actions and the environments. Global generators stay alone; None draws fresh entropy. The
         states of the generators are saved with the model.
+    process_group : None, "default" or group
+        Ranks of `torch.distributed` that learn one policy together: each collects with its own environments, whose
+        seeds follow those of the rank before, advantages are standardized over all, and gradients are averaged before
+        they are clipped. Everything is given alike on all ranks, and ``n_steps, total_timesteps, num_timesteps`` count
+        one rank's steps; `vf_batch_size` is the ranks' together.
 
     Attributes
     ----------
@@ -234,6 +241,7 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
+        process_group: Any = None,
         _init_setup_model: bool = True,
     ) -> None:
         check_fixed_entropy(ent_coef)
@@ -245,7 +253,8 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
             check("clip_range_vf", clip_range_vf, optional(positive()))
         if inner == "weighted-mle" and tsallis_q != 1:
             raise value_error("tsallis_q", "1 for inner='weighted-mle'", tsallis_q, "it has no proximity term")
-        self._streams = Streams()
+        resolve_group(process_group)
+        self._streams, self.process_group = Streams(), process_group
         super().__init__(
             policy,
             env,
@@ -313,6 +322,8 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
         """Train for `total_timesteps` steps of all environments, rounded up to whole iterations; as in `PPO.learn`."""
         if reset_num_timesteps:
             self._iteration = 0
+        self._own_part("vf_batch_size", self.vf_batch_size)
+        self._begin_together(self.policy)
         with self._streams.own(self.device):
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
@@ -338,14 +349,14 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
         actions = data.actions.long().flatten() if discrete else data.actions
         with torch.no_grad():
             old, old_log_prob, _ = self._evaluate(data.observations, actions)
-        advantages = standardized(data.advantages) if self.normalize_advantage else data.advantages
+        advantages = standardized(data.advantages, self.process_group) if self.normalize_advantage else data.advantages
         batch = _Batch(data.observations, actions, old, old_log_prob, advantages)
 
         t = self._step_size()
         policy_loss = self._improve(batch, t)
         with torch.no_grad():
             new, log_prob, _ = self._evaluate(batch.observations, batch.actions)
-            self.last_kl, self.last_kl_coef = kl(new, old).mean().item(), 1 / t
+            self.last_kl, self.last_kl_coef = mean_over_ranks(kl(new, old), self.process_group).item(), 1 / t
             ratio_max = log_ratio(log_prob, old_log_prob).max().exp().item()
         value_loss = self._fit_values(data)
 
@@ -368,7 +379,8 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
             part = batch.rows(index)
             new, log_prob, entropy = self._evaluate(part.observations, part.actions)
             if self.inner == "weighted-mle":
-                loss = weighted_likelihood_loss(log_prob, part.advantages, t)
+                share = log_share(t * part.advantages, self.process_group).exp() * group_size(self.process_group)
+                loss = share * weighted_likelihood_loss(log_prob, part.advantages, t)
             else:
                 loss, _ = mdpo_policy_loss(
                     new, part.distribution, log_prob, part.log_prob, part.advantages, 1 / t, self.tsallis_q
@@ -388,11 +400,11 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
     def _fit_values(self, data: Any) -> float:
         """Make the critic's epochs; give the mean loss."""
         parameters = self.value_optimizer.param_groups[0]["params"]
-        clip, losses = self._value_clip(), []
+        clip, losses, size = self._value_clip(), [], self._own_part("vf_batch_size", self.vf_batch_size)
         for _ in range(self.vf_epochs):
             order = np.random.permutation(len(data.returns))  # noqa: NPY002
-            for start in range(0, len(order), self.vf_batch_size):
-                index = torch.as_tensor(order[start : start + self.vf_batch_size], device=self.device)
+            for start in range(0, len(order), size):
+                index = torch.as_tensor(order[start : start + size], device=self.device)
                 values = self.policy.predict_values(_rows_of(data.observations, index)).flatten()
                 loss = value_loss(values, data.old_values[index], data.returns[index], clip)
                 losses.append(self._step(self.value_optimizer, parameters, loss, "critic"))
@@ -405,10 +417,7 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
         return self.clip_range_vf(remaining) if callable(self.clip_range_vf) else self.clip_range_vf * remaining
 
     def _step(self, optimizer: Any, parameters: list[Any], loss: Tensor, what: str, limit: float = math.inf) -> float:
-        value = loss.item()
-        check_finite_loss(value, what, self._n_updates)
-        optimizer.zero_grad()
-        loss.backward()
+        value = self._backward(optimizer, loss, what, self._n_updates)
         check_finite_loss(
             float(torch.nn.utils.clip_grad_norm_(parameters, limit)), f"{what}'s gradient", self._n_updates
         )
@@ -421,11 +430,11 @@ class OnPolicyMDPO(OwnStreams, OnPolicyAlgorithm):
         return inner, distribution.log_prob(actions), distribution.entropy  # type: ignore[return-value]
 
 
-def standardized(advantages: Tensor) -> Tensor:
+def standardized(advantages: Tensor, process_group: Any = None) -> Tensor:
     """Subtract the mean and divide by the standard deviation, unless that is zero up to rounding."""
-    centered = advantages - advantages.mean()
-    spread = centered.square().mean().sqrt()
-    if spread <= 10 * torch.finfo(advantages.dtype).eps * advantages.abs().max():
+    centered = advantages - mean_over_ranks(advantages, process_group)
+    spread, size = (mean_over_ranks(x.square(), process_group).sqrt() for x in (centered, advantages))
+    if spread <= 10 * torch.finfo(advantages.dtype).eps * size:
         return centered
     return centered / spread
 

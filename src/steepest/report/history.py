@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,8 @@ def side_by_side(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``columns`` (newest first, at most `COLUMNS`), ``rows`` (a claim each, with a cell a column), ``left`` (runs
+        ``columns`` (newest first, at most `COLUMNS`), ``rows`` (a claim each that two of them measured, with a cell a
+        column), ``left`` (runs
         of other machines, scales or versions that had no room).
     """
     newest: dict[tuple[str, str, str], RunRecord] = {}
@@ -48,11 +50,8 @@ def side_by_side(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
     if len(chosen) < 2:
         return None
     shown = chosen[:COLUMNS]
-    claims: dict[str, str] = {}
-    for r in shown:
-        for c in r.claims:
-            if c.value is not None:
-                claims.setdefault(c.id, c.says)
+    seen = Counter(c.id for r in shown for c in r.claims if c.value is not None)
+    claims = {c.id: c.says for r in reversed(shown) for c in r.claims if seen[c.id] > 1}
     rows = [{"says": says, "cells": [_cell(r, claim) for r in shown]} for claim, says in claims.items()]
     columns = [
         {

@@ -74,16 +74,16 @@ def optimum(p: Program, tol: float = 1e-9, most: int = 200) -> tuple[float, floa
 
 
 def admm(
-    p: Program, iterations: int, watch: Callable[[Tensor], Any], *, plain: bool = False, rho: float = 1.0, seed: int = 0
-) -> list[Any]:
+    p: Program, iterations: int, watch: Callable[[Tensor], Any], *, plain: bool = False, rho: float = 1.0,
+    seed: int = 0, dual_step: float = 1.0, rbcd_tol: float = 1e-5,
+) -> list[Any]:  # fmt: skip
     """What `watch` says of the group-sparse variable after each iteration of ADMM alone, no other steps after it.
 
     The squared loss takes exact primal steps, others random blocks; `plain` has a fixed rho and no extrapolation.
     """
-    if p.loss == "squared":
-        solver = ADMM(p, ExactStep(p), 1.0, Copies.zero(p, rho))
-    else:
-        solver = ADMM(p, BlockDescent(p, 1, 1.3e-3, np.random.default_rng(seed)), 1 / 3, Copies.zero(p, rho))
+    exact = p.loss == "squared"
+    step: Any = ExactStep(p) if exact else BlockDescent(p, 1, rbcd_tol, np.random.default_rng(seed))
+    solver = ADMM(p, step, dual_step, Copies.zero(p, rho))
     seen = []
     for _ in range(iterations):
         if plain:
@@ -103,9 +103,9 @@ def network_objective(W: Tensor, a: Tensor, X: Tensor, y: Tensor, beta: float) -
 
 
 def clarabel(
-    X: Array, y: Array, patterns: Array, beta: float, loss: str = "squared", tol: float = 1e-8
+    X: Array, y: Array, patterns: Array, beta: float, loss: str = "squared", tol: float = 1e-8, solver: str = "CLARABEL"
 ) -> tuple[float, Array, float]:
-    """Optimum, predictions and CPU seconds of cvxpy with Clarabel, whose own tolerances are 1e-8."""
+    """Optimum, predictions and CPU seconds of cvxpy with Clarabel, whose own tolerances are 1e-8, or with SCS."""
     cp: Any = require("cvxpy", "optim", what="the reference optimum")
     start = time.process_time()
     V, W = (cp.Variable((len(patterns), X.shape[1])) for _ in range(2))
@@ -114,9 +114,12 @@ def clarabel(
     penalty = cp.sum(cp.norm(V, 2, axis=1)) + cp.sum(cp.norm(W, 2, axis=1))
     cones = [cp.multiply(2.0 * patterns - 1, A @ X.T) >= 0 for A in (V, W)]
     problem = cp.Problem(cp.Minimize(fit + beta * penalty), cones)
+    options: dict[str, Any] = {"tol_gap_abs": tol, "tol_gap_rel": tol, "tol_feas": tol}
+    if solver == "SCS":
+        options = {"eps_abs": tol, "eps_rel": tol, "max_iters": 100_000, "time_limit_secs": 60.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # below its own tolerance it may say that it is not sure
-        value = float(problem.solve(solver="CLARABEL", tol_gap_abs=tol, tol_gap_rel=tol, tol_feas=tol))
+        value = float(problem.solve(solver=solver, **options))
     return value, np.asarray(f.value), time.process_time() - start
 
 

@@ -9,17 +9,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from steepest.core.extras import installed
 from steepest.policy import HARPG, NPGIGT
-from steepest.studies.claim import interquartile_mean
 from steepest.studies.context import Context, Unavailable
 from steepest.studies.policy_learning import (
     SCALES,
     Contender,
     Outcome,
     Trial,
+    gain,
     improvement,
     pooled,
     run_trials,
@@ -147,13 +146,13 @@ def verdicts(ctx: Context, per_env: Mapping[str, Found], claim: str, against: st
         s = pooled(parts(n, n))
         ctx.note(f"{claim}: {n}: interquartile mean {s.value:.3f} (95 % interval {s.low:.3f} to {s.high:.3f}).")
     for ours, key in zip(OURS, ("igt", "nharpg"), strict=True):
-        ctx.measured(f"{claim}-{key}", *_gain(parts(ours, PLAIN), parts(PLAIN, PLAIN)))
+        ctx.measured(f"{claim}-{key}", *gain(parts(ours, PLAIN), parts(PLAIN, PLAIN)))
         ctx.measured(f"{claim}-{key}-improvement", improvement(parts(ours, PLAIN), parts(PLAIN, PLAIN)))
     for peer in ("A2C", "PPO", "TRPO") if against else ():
         key = f"{against}-{peer.lower()}"
         if any(peer in found for found in per_env.values()):
             best = max(OURS, key=lambda n: pooled(parts(n, peer)).value)
-            ctx.measured(key, *_gain(parts(best, peer), parts(peer, peer)))
+            ctx.measured(key, *gain(parts(best, peer), parts(peer, peer)))
         elif ctx.wants(key):
             ctx.skipped(key, "sb3-contrib is not installed: pip install sb3-contrib")
 
@@ -161,18 +160,6 @@ def verdicts(ctx: Context, per_env: Mapping[str, Found], claim: str, against: st
 def _normalized(outcome: Outcome) -> float:
     low, high = RANGES[outcome.trial.env]
     return (outcome.score - low) / (high - low)
-
-
-def _gain(ours: list[list[float]], theirs: list[list[float]], n: int = 4000) -> tuple[float, tuple[float, float]]:
-    """Difference of interquartile means, and its interval: runs are resampled within each environment."""
-    rng = np.random.default_rng(0)
-
-    def drawn(parts: list[list[float]]) -> np.ndarray:
-        strata = [np.asarray(part)[rng.integers(len(part), size=(n, len(part)))] for part in parts]
-        return interquartile_mean(np.concatenate(strata, axis=1), axis=1)
-
-    low, high = np.quantile(drawn(ours) - drawn(theirs), [0.025, 0.975])
-    return pooled(ours).value - pooled(theirs).value, (float(low), float(high))
 
 
 # ------------------------------------------------------------------------------------------------------------- speed
@@ -218,15 +205,10 @@ def paper(ctx: Context) -> None:
             raise Unavailable('MuJoCo is not installed: pip install "steepest[rl-mujoco]"')
         ctx.note('Swimmer and HalfCheetah were left out, MuJoCo is not installed: pip install "steepest[rl-mujoco]".')
         large = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny networks: threads would only wait
-    try:
-        per_env = {}
-        for env in small + large:
-            width, steps = (32, min(limit, 500_000)) if env in small else (64, limit)
-            contenders = policy_gradients(env, 8, width)
-            per_env[env] = tuned(contenders, env, steps, tuning_seed=ctx.seed, seeds=seeds)
-            show(ctx, env, per_env[env])
-    finally:
-        torch.set_num_threads(before)
+    per_env = {}
+    for env in small + large:
+        width, steps = (32, min(limit, 500_000)) if env in small else (64, limit)
+        contenders = policy_gradients(env, 8, width)
+        per_env[env] = tuned(contenders, env, steps, tuning_seed=ctx.seed, seeds=seeds)
+        show(ctx, env, per_env[env])
     verdicts(ctx, per_env, "paper", None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from steepest.studies.claim import Claim, Figure, Paper, Peer
 from steepest.studies.context import Context
+from steepest.studies.mdpo_cleanrl import SCRIPT_OPTIONS
 from steepest.studies.mdpo_exact import exact_statements
 from steepest.studies.mdpo_learning import (
     cost,
@@ -27,8 +28,9 @@ PAPER = Paper(
     2022,
     "https://arxiv.org/abs/2005.09814",
 )
-PEERS = [Peer("PPO", "stable_baselines3"), Peer("TRPO", "sb3_contrib"), Peer("SAC", "stable_baselines3")]
-OPTIONS: dict[str, str] = {}
+PEERS = [Peer("PPO", "stable_baselines3"), Peer("TRPO", "sb3_contrib"), Peer("SAC", "stable_baselines3"),
+         Peer("CleanRL PPO", "cleanrl"), Peer("CleanRL SAC", "cleanrl")]  # fmt: skip
+OPTIONS = SCRIPT_OPTIONS
 
 
 def _par(key: str, says: str, paper: str, scales: str) -> list[Claim]:
@@ -65,6 +67,10 @@ CLAIMS = [
           "quick full"),
     Claim("cost-trpo", "It costs no more than TRPO.", "not in the paper", "<= 1.0", "x CPU seconds", "full"),
     Claim("cost-ppo", "It costs less than PPO.", "not in the paper", "<= 0.6", "x CPU seconds", "full"),
+    Claim("cleanrl-sac", "Off-policy, beside CleanRL's script sac_continuous_action with its own constants.",
+          "not in the paper", "reported", "normalized score ahead", "full paper"),
+    Claim("cleanrl-ppo", "On-policy, beside CleanRL's script ppo_continuous_action with its own constants.",
+          "not in the paper", "reported", "normalized score ahead", "paper"),
     *_par("paper-on-policy", "On par with TRPO and PPO on the paper's environments", "Sec. 5", "paper"),
     *_par("paper-off-policy", "On par with SAC on the paper's environments", "Sec. 5", "paper"),
 ]  # fmt: skip
@@ -78,8 +84,8 @@ FIGURES = [
            caption="The first decision process, all actions of every state with their weights; the worst state."),
     Figure("first", "First steps on CartPole with equal settings", "first steps", "environment steps",
            "return of the last 10 episodes", methods=("MDPO", "PPO", "TRPO"),
-           caption="Learning rate 2e-3 falling to zero, 512 steps an iteration, nothing tuned; median and 10-90 % "
-           "band over seeds."),
+           caption="Learning rate 2e-3 falling to zero, 512 steps an iteration in four environments, nothing tuned; "
+           "median and 10-90 % band over seeds."),
     Figure("tricks", "CartPole, each tuned over six settings, code-level tricks for all", "cartpole tricks",
            "environment steps", "return of the last 10 episodes", methods=("MDPO", "PPO", "TRPO"),
            caption="Normalized observations and rewards, annealed learning rate, orthogonal weights; median and 10-90 "
@@ -98,8 +104,9 @@ FIGURES = [
            methods=("KL weight 0.3", "KL weight 1", "KL weight 3"),
            caption="CartPole, 8192 steps, learning rate 3e-3; median and range over seeds."),
     Figure("pendulum", "Pendulum from a replay buffer", "pendulum", "environment steps",
-           "return of the last 10 episodes", methods=("MDPO, off-policy", "SAC, fixed", "SAC, auto"),
-           caption="Each tuned over three settings; median and 10-90 % band over seeds."),
+           "return of the last 10 episodes", methods=("MDPO, off-policy", "SAC, fixed", "SAC, auto", "CleanRL SAC"),
+           caption="Each tuned over three settings; CleanRL's script, where it is given, with its own; median and "
+           "10-90 % band over seeds."),
 ]  # fmt: skip
 SNIPPET = """
 from steepest.policy import OnPolicyMDPO
@@ -124,11 +131,11 @@ def run(ctx: Context) -> None:
         return
     exact_statements(ctx)
     ctx.progress(0.1)
-    untuned(ctx)
+    n_workers = ctx.pick(tiny=1, quick=1, full=2, paper=1)
+    untuned(ctx, n_workers)
     if not ctx.wants("off-policy"):
         return
-    ctx.note("Tuning runs have half the training steps of the others, for everyone alike; Pendulum has three seeds.")
-    n_workers = ctx.pick(tiny=1, quick=1, full=2, paper=1)
+    ctx.note("Tuning runs have half of the steps on CartPole and a third on Pendulum, for everyone alike; three seeds.")
     cost(ctx)
     tuned_on_policy(ctx, n_workers)
     gradient_steps(ctx, n_workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,21 @@ from steepest.core.extras import installed
 from steepest.policy import OffPolicyMDPO, OnPolicyMDPO
 from steepest.studies.claim import bootstrap_interval
 from steepest.studies.context import Context, Unavailable
-from steepest.studies.policy_learning import Contender, Outcome, Score, Trial, improvement, pooled, run_trials, tuned
+from steepest.studies.mdpo_cleanrl import cleanrl
+from steepest.studies.policy_learning import (
+    Contender,
+    Outcome,
+    Score,
+    Trial,
+    gain,
+    improvement,
+    pooled,
+    run_trials,
+    tuned,
+)
 
 RATES = (3e-4, 2e-3, 1e-2)
+SIDE_BY_SIDE = 4  # environments of an on-policy run: one forward pass for all
 Found = dict[str, list[Outcome]]
 
 
@@ -29,10 +41,13 @@ def _learning_rate(rate: float, tricks: bool) -> Any:
 
 
 def on_policy(env: Any, *, seed: int, kind: str, tricks: bool, rate: float = 3e-4, n_steps: int = 2048) -> Any:
-    """Make MDPO, PPO or TRPO; annealing, orthogonal weights and value clipping (TRPO has none) with the tricks."""
+    """Make MDPO, PPO or TRPO with `n_steps` of all environments an iteration.
+
+    Tricks are annealing, orthogonal weights and value clipping (TRPO has none).
+    """
     shared: dict[str, Any] = {
         "learning_rate": _learning_rate(rate, tricks),
-        "n_steps": n_steps,
+        "n_steps": n_steps // env.num_envs,
         "seed": seed,
         "device": "cpu",
         "policy_kwargs": {"ortho_init": tricks},
@@ -54,7 +69,7 @@ mdpo, ppo, trpo = (partial(on_policy, kind=kind) for kind in ("MDPO", "PPO", "TR
 
 def mdpo_steps(env: Any, *, seed: int, **options: Any) -> Any:
     """MDPO with constant rate and KL weight, for the number of gradient steps alone."""
-    return OnPolicyMDPO("MlpPolicy", env, 3e-3, 512, seed=seed, device="cpu", **options)
+    return OnPolicyMDPO("MlpPolicy", env, 3e-3, 512 // env.num_envs, seed=seed, device="cpu", **options)
 
 
 def mdpo_off(env: Any, *, seed: int, starts: int, **options: Any) -> Any:
@@ -69,11 +84,11 @@ def sac(env: Any, *, seed: int, starts: int, **options: Any) -> Any:
     return SAC("MlpPolicy", env, seed=seed, device="cpu", learning_starts=starts, **options)
 
 
-def on_policy_contenders(settings: Sequence[dict[str, Any]], tricks: bool) -> list[Contender]:
+def on_policy_contenders(settings: Sequence[dict[str, Any]], tricks: bool, n_envs: int = 1) -> list[Contender]:
     """Same settings for all; TRPO only where sb3-contrib is installed."""
     own = [s | {"tricks": tricks} for s in settings]
-    made = [Contender("MDPO", mdpo, own, tricks), Contender("PPO", ppo, own, tricks)]
-    return [*made, Contender("TRPO", trpo, own, tricks)] if installed("sb3_contrib") else made
+    makers = {"MDPO": mdpo, "PPO": ppo} | ({"TRPO": trpo} if installed("sb3_contrib") else {})
+    return [Contender(name, make, own, tricks, n_envs) for name, make in makers.items()]
 
 
 def off_policy_contenders(trials: int, starts: int, snapshot: int) -> list[Contender]:
@@ -121,16 +136,16 @@ def verdict(ctx: Context, claim: str, ours: str, peers: Sequence[str], per_env: 
         ctx.note(f"{claim}: {n}: interquartile mean {s.value:.3f} (95 % interval {s.low:.3f} to {s.high:.3f}).")
 
 
-def untuned(ctx: Context) -> None:
+def untuned(ctx: Context, n_workers: int) -> None:
     """Default settings and the tricks on few steps: what happens at first, without a verdict."""
     steps = ctx.pick(tiny=256, quick=4000, full=4000, paper=4000)
     setting = {"n_steps": ctx.pick(tiny=128, quick=512, full=512, paper=512), "rate": 2e-3}
     trials = [
-        Trial(c.name, c.make, "CartPole-v1", steps, seed, c.settings[0], c.normalize, True)
-        for c in on_policy_contenders([setting], True)
+        Trial(c.name, c.make, "CartPole-v1", steps, seed, c.settings[0], c.normalize, True, c.n_envs)
+        for c in on_policy_contenders([setting], True, SIDE_BY_SIDE)
         for seed in ctx.seeds[:2]
     ]
-    outcomes = run_trials(trials)
+    outcomes = run_trials(trials, n_workers=n_workers)
     found = {name: list(group) for name, group in itertools.groupby(outcomes, key=lambda o: o.trial.name)}
     show(ctx, "first steps", found)
     show_kl(ctx, found, "first steps kl")
@@ -155,7 +170,7 @@ def tuned_on_policy(ctx: Context, n_workers: int) -> None:
     settings = [{"rate": r, "n_steps": n} for r in rates for n in sizes]
     for tricks, at in ((True, 0.1), (False, 0.35)):
         found = tuned(
-            on_policy_contenders(settings, tricks),
+            on_policy_contenders(settings, tricks, SIDE_BY_SIDE),
             "CartPole-v1",
             steps,
             tuning_seed=ctx.seed,
@@ -190,7 +205,15 @@ def gradient_steps(ctx: Context, n_workers: int) -> None:
     steps = ctx.pick(tiny=1024, quick=0, full=8192, paper=0)
     seeds = ctx.seeds if ctx.seeds_asked else ctx.seeds[:2]
     trials = [
-        Trial(f"KL weight {c:g}", mdpo_steps, "CartPole-v1", steps, seed, {"n_policy_steps": m, "kl_coef": c})
+        Trial(
+            f"KL weight {c:g}",
+            mdpo_steps,
+            "CartPole-v1",
+            steps,
+            seed,
+            {"n_policy_steps": m, "kl_coef": c},
+            n_envs=SIDE_BY_SIDE,
+        )
         for c in weights
         for m in counts
         for seed in seeds
@@ -219,7 +242,7 @@ def tuned_off_policy(ctx: Context, n_workers: int) -> None:
         steps,
         tuning_seed=ctx.seed,
         seeds=ctx.seeds if ctx.seeds_asked else ctx.seeds[:3],
-        tuning_steps=starts + (steps - starts) // 2,
+        tuning_steps=starts + (steps - starts) // 3,
         n_workers=n_workers,
         progress=lambda done: ctx.progress(0.7 + 0.25 * done),
     )
@@ -232,11 +255,32 @@ def tuned_off_policy(ctx: Context, n_workers: int) -> None:
         "SAC, auto", float(np.median(ratios)), bootstrap_interval(ratios, statistic=np.median, level=0.95),
         ahead="lower cost", behind="higher cost", what="Pendulum, 4 000 steps, each tuned over three settings",
     )  # fmt: skip
+    beside_cleanrl(
+        ctx, "cleanrl-sac", "CleanRL SAC", {"Pendulum-v1": found["MDPO, off-policy"]}, n_workers, learning_starts=starts
+    )
+
+
+def beside_cleanrl(
+    ctx: Context, claim: str, name: str, ours: Mapping[str, list[Outcome]], n_workers: int = 1, **given: Any
+) -> None:
+    """How far our interquartile mean is ahead of a script's with its own constants, same seeds and steps."""
+    theirs = {}
+    try:
+        for env, outcomes in ours.items():
+            seeds = [o.trial.seed for o in outcomes]
+            theirs[env] = cleanrl(ctx, name, env, outcomes[0].trial.steps, seeds, n_workers, **given)
+    except Unavailable as error:
+        ctx.skipped(claim, str(error))
+        return
+    for env, outcomes in theirs.items():
+        show(ctx, "pendulum" if env == "Pendulum-v1" else f"{env} {claim}", {name: outcomes})
+    mine, peer = ([[o.normalized for o in found[env]] for env in ours] for found in (ours, theirs))
+    ctx.measured(claim, *gain(mine, peer))
 
 
 def cost(ctx: Context) -> None:
     """CPU seconds of `learn`, CartPole, 1024 steps an iteration, in turns."""
-    steps, n = ctx.pick(tiny=256, quick=0, full=8192, paper=0), ctx.pick(tiny=128, quick=0, full=1024, paper=0)
+    steps, n = ctx.pick(tiny=256, quick=0, full=4096, paper=0), ctx.pick(tiny=128, quick=0, full=1024, paper=0)
     seconds: dict[str, list[float]] = {}
     for seed, c in itertools.product(ctx.seeds[:2], on_policy_contenders([{"n_steps": n}], True)):
         outcome = run_trials([Trial(c.name, c.make, "CartPole-v1", steps, seed, c.settings[0])])[0]
@@ -273,8 +317,11 @@ def run_paper(ctx: Context) -> None:
         show(ctx, f"{env} on-policy", found)
     verdict(ctx, "paper-on-policy", "MDPO", [n for n in per_env[0] if n != "MDPO"], per_env)
     if not names:
-        ctx.skipped("paper-off-policy", 'MuJoCo is not installed: pip install "steepest[rl-mujoco]"')
+        for claim in ("paper-off-policy", "cleanrl-ppo", "cleanrl-sac"):
+            ctx.skipped(claim, 'MuJoCo is not installed: pip install "steepest[rl-mujoco]"')
         return
+    ours = {env: found["MDPO"] for env, found in zip((*small, *names), per_env, strict=True) if env in names}
+    beside_cleanrl(ctx, "cleanrl-ppo", "CleanRL PPO", ours)
     starts = min(10_000, off_steps // 10)
     per_env = [
         tuned(off_policy_contenders(3, starts, 1000), env, off_steps, tuning_seed=ctx.seed, seeds=seeds)
@@ -283,3 +330,5 @@ def run_paper(ctx: Context) -> None:
     for env, found in zip(names, per_env, strict=True):
         show(ctx, f"{env} off-policy", found)
     verdict(ctx, "paper-off-policy", "MDPO, off-policy", ["SAC, fixed", "SAC, auto"], per_env)
+    ours = {env: found["MDPO, off-policy"] for env, found in zip(names, per_env, strict=True)}
+    beside_cleanrl(ctx, "cleanrl-sac", "CleanRL SAC", ours, learning_starts=starts)

@@ -18,7 +18,7 @@ import torch
 from steepest.core.parallel import ordered_map
 from steepest.studies.claim import interquartile_mean
 
-__all__ = ["Contender", "Outcome", "Score", "Trial", "improvement", "pooled", "run_trials", "train", "tuned"]
+__all__ = ["Contender", "Outcome", "Score", "Trial", "gain", "improvement", "pooled", "run_trials", "train", "tuned"]
 
 SCALES = {  # returns that count as 0 and 1: random actions, and what tuned methods reach (a limit where there is one)
     "CartPole-v1": (20.0, 500.0),
@@ -49,6 +49,7 @@ class Trial:
     setting: Mapping[str, Any] = field(default_factory=dict)
     normalize: bool = False  # VecNormalize around the environment
     record_kl: bool = False  # of an on-policy algorithm, KL(old || new) of every iteration
+    n_envs: int = 1  # environments side by side; steps are those of all
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,21 @@ def train(trial: Trial) -> Outcome:
 
     from steepest.policy._streams import Streams
 
-    env: Any = DummyVecEnv([lambda: Monitor(gymnasium.make(trial.env))])
+    env: Any = DummyVecEnv([lambda: Monitor(gymnasium.make(trial.env))] * trial.n_envs)
     if trial.normalize:
         env = VecNormalize(env)
-    with Streams().own(torch.device("cpu")):
-        model = trial.make(env, seed=trial.seed, **trial.setting)
-        recorder = _recorder(trial.record_kl)
-        start = time.process_time()
-        model.learn(trial.steps, callback=recorder)
-        seconds = time.process_time() - start
-    env.close()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny networks: threads would only wait
+    try:
+        with Streams().own(torch.device("cpu")):
+            model = trial.make(env, seed=trial.seed, **trial.setting)
+            recorder = _recorder(trial.record_kl)
+            start = time.process_time()
+            model.learn(trial.steps, callback=recorder)
+            seconds = time.process_time() - start
+    finally:
+        torch.set_num_threads(threads)
+        env.close()
     return Outcome(trial, recorder.returns, recorder.kl, seconds)
 
 
@@ -152,6 +158,7 @@ class Contender:
     make: Make
     settings: Sequence[Mapping[str, Any]]
     normalize: bool = False
+    n_envs: int = 1
 
 
 def run_trials(
@@ -185,7 +192,7 @@ def tuned(
     """
 
     def trial(c: Contender, setting: Mapping[str, Any], seed: int, n: int = steps) -> Trial:
-        return Trial(c.name, c.make, env, n, seed, dict(setting), c.normalize, record_kl)
+        return Trial(c.name, c.make, env, n, seed, dict(setting), c.normalize, record_kl, c.n_envs)
 
     def part(low: float, high: float) -> Callable[[float], object] | None:
         return None if progress is None else lambda done: progress(low + (high - low) * done)
@@ -258,3 +265,17 @@ def improvement(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float
         difference = np.subtract.outer(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
         shares.append(np.mean((difference > 0) + 0.5 * (difference == 0)))
     return float(np.mean(shares))
+
+
+def gain(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], n: int = 4000
+) -> tuple[float, tuple[float, float]]:
+    """Difference of interquartile means, and its interval: runs are resampled within each environment."""
+    rng = np.random.default_rng(0)
+
+    def drawn(parts: Sequence[Sequence[float]]) -> np.ndarray:
+        strata = [np.asarray(part)[rng.integers(len(part), size=(n, len(part)))] for part in parts]
+        return interquartile_mean(np.concatenate(strata, axis=1), axis=1)
+
+    low, high = np.quantile(drawn(ours) - drawn(theirs), [0.025, 0.975])
+    return pooled(ours).value - pooled(theirs).value, (float(low), float(high))
