@@ -15,7 +15,7 @@ ARGS ?=
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
-.PHONY: run test test-fast setup study bench docs lint types imports lock report clean help
+.PHONY: run test test-fast setup study bench docs lint types imports lock release report clean help
 run: .venv/installed ## all studies at quick scale, two at a time, then the report
 	@code=0; $(BIN)/steepest run --jobs $(JOBS) $(ARGS) || code=$$?; \
 	$(BIN)/steepest report; test $$code -le 1
@@ -50,6 +50,9 @@ imports: .venv/installed ## who may import whom
 
 lock: .venv/installed ## write requirements.lock: every installed distribution, pinned
 	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
+
+release: ## build wheel and sdist, and use each in an empty environment
+	.ci/release $(ARGS)
 
 report: .venv/installed ## the site from what is in the store
 	$(BIN)/steepest report --open

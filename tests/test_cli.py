@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 
 from steepest.cli import app
 from steepest.core.records import Store
+from steepest.studies import registry
+from steepest.studies.live import live_runs
 from tests.studies.conftest import made_up_studies  # noqa: F401
 
 runner = CliRunner()
@@ -22,7 +25,7 @@ def call(*words, code=0):
 
 def test_the_help_names_all_commands():
     out = call("--help").output
-    for name in ("list", "show", "run", "report", "bench", "cite", "doctor"):
+    for name in ("list", "show", "run", "report", "serve", "bench", "where", "new", "cite", "doctor"):
         assert name in out
 
 
@@ -91,7 +94,6 @@ def test_nothing_could_run(made_up_studies):  # noqa: F811
     ("words", "text"),
     [
         (("run", "sofia"), "did you mean 'sophia'"),
-        (("run", "score-estimation"), "no study of score-estimation"),
         (("run", "cbo", "--scale", "huge"), "scale must be one of"),
         (("run", "cbo", "--seeds", "0"), "seeds must be"),
         (("run", "cbo", "--jobs", "0"), "--jobs must be"),
@@ -99,6 +101,8 @@ def test_nothing_could_run(made_up_studies):  # noqa: F811
         (("run", "cbo", "--address", "auto"), "--address needs --engine ray"),
         (("run", "cbo", "--option", "size"), "NAME=VALUE"),
         (("run", "cbo", "--option", "sice=1"), "no option 'sice'"),
+        (("run", "cbo", "--track", "paper"), "--track must be mlflow or tensorboard"),
+        (("serve", "--port", "70000"), "--port must be between 0 and 65535"),
         (("bench",), "no folder benchmarks"),
     ],
 )
@@ -106,6 +110,26 @@ def test_usage_errors_exit_with_2_and_name_the_argument(made_up_studies, words, 
     result = call(*words, code=2)
     assert text in result.stderr.replace("\n", " ")
     assert result.stdout == ""
+
+
+def test_a_method_whose_study_this_version_lacks_is_named(monkeypatch):
+    monkeypatch.setattr(registry, "has_study", lambda key: key != "mdpo")
+    assert "no study of mdpo" in call("run", "mdpo", code=2).stderr
+
+
+def test_a_port_that_is_taken_is_said(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        text = call("serve", "--port", port, "--out", str(tmp_path), code=2).stderr.replace("\n", " ")
+    assert f"port {port} of 127.0.0.1" in text
+    assert "--port" in text
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_live_state(made_up_studies):  # noqa: F811
+    call("run", "cbo", "dadao", "--out", "store", code=3)
+    (run,) = live_runs(Store("store"))
+    assert (run.how, [(s.key, s.state) for s in run.studies]) == ("finished", [("cbo", "ok"), ("dadao", "error")])
 
 
 def test_the_command_starts_quickly_and_a_damaged_store_is_a_warning(tmp_path):

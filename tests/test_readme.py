@@ -18,7 +18,7 @@ def runs_its_page(path):
 
 
 METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
-PAGES = [*(page for page in METHODS if not runs_its_page(page)), ROOT / "docs" / "geometry.md"]
+PAGES = [*(page for page in METHODS if not runs_its_page(page)), ROOT / "docs" / "geometry.md", ROOT / "docs" / "start.md"]
 
 
 def snippets(path):

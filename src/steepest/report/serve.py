@@ -173,8 +173,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, port: int, site: LiveSite, folder: tempfile.TemporaryDirectory[str]) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
         self.site, self.folder, self.closing = site, folder, threading.Event()
+        super().__init__(("127.0.0.1", port), _Handler)
 
     def server_close(self) -> None:
         """Let open streams end, and clear away the pictures."""
