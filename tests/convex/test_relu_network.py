@@ -19,6 +19,7 @@ from steepest.convex import (
 )
 from steepest.convex import _losses as losses
 from steepest.convex._admm import ADMM, BlockDescent, Copies, ExactStep
+from steepest.convex._anderson import Anderson
 from steepest.convex._certificates import Network
 from steepest.convex._program import Program
 from steepest.convex._robust import PrimalDual, root_of_multiplier
@@ -209,6 +210,60 @@ def test_one_iteration_of_admm_is_the_algorithm():
         lam, nu = lam + 0.6 * (u - z), nu + 0.6 * (G @ u - s)
     assert torch.allclose(start.z.reshape(-1), z)
     assert torch.allclose(start.nu.reshape(-1), nu)
+
+
+def test_residuals_are_those_of_the_copies_and_of_their_change():
+    p = program()
+    at = Copies.zero(p, 0.5)
+    solver = ADMM(p, ExactStep(p), 0.6, at)
+    solver.step()
+    z, s = at.z, at.s
+    solver.step()
+    missed = torch.cat([(at.u - at.z).reshape(-1), (p.cone(at.u) - at.s).reshape(-1)])
+    assert solver.primal_residual == pytest.approx(float(missed.norm()), rel=1e-12)
+    change = at.z - z + p.cone_adjoint(at.s - s)
+    assert solver.dual_residual == pytest.approx(0.5 * float(change.norm()), rel=1e-12)
+
+
+def test_first_extrapolated_iteration_is_the_plain_one():
+    p = program()
+    plain, ours = (ADMM(p, ExactStep(p), 1.0, Copies.zero(p, 0.3)) for _ in range(2))
+    plain._accelerate = None
+    for solver in (plain, ours):
+        solver.step()
+    for name in ("z", "s", "lam", "nu"):
+        assert torch.allclose(getattr(plain.copies, name), getattr(ours.copies, name), atol=1e-14), name
+
+
+def test_extrapolation_ends_a_linear_map_within_its_dimensions():
+    gen = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 4, dtype=torch.float64, generator=gen)
+    A = root @ root.T
+    A *= 0.98 / torch.linalg.matrix_norm(A, 2)
+    b, zeta, method = torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), Anderson()
+    for _ in range(8):
+        zeta = method.next(zeta, A @ zeta + b)
+    assert torch.allclose(zeta, torch.linalg.solve(torch.eye(4) - A, b), rtol=1e-5)
+
+
+def test_extrapolation_goes_back_when_the_residual_has_doubled():
+    method, first = Anderson(), torch.zeros(2, dtype=torch.float64)
+    image = method.next(first, first + 1.0)
+    assert torch.equal(image, first + 1.0)
+    assert torch.equal(method.next(image, image + 2.1), image)
+
+
+def test_restart_of_primal_dual_steps_balances_the_distances():
+    solver = PrimalDual(program("hinge", radius=0.1))
+    for _ in range(19):
+        solver.step()
+    start = solver._anchor
+    solver._error, solver._iteration, solver._weight = np.inf, 1000, 0.7
+    solver._look()
+    primal = float((solver.point.parts - start.parts).norm())
+    names = ("tau", "q", "mu")
+    dual = np.sqrt(sum(float((getattr(solver.point, k) - getattr(start, k)).norm()) ** 2 for k in names))
+    assert solver._weight == pytest.approx(np.sqrt(0.7 * dual / primal))
 
 
 def test_balancing_keeps_the_multipliers():

@@ -1,14 +1,16 @@
 """Tests of the mirror descent study: statistics, training runs that do not disturb, and a tiny run."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from steepest.policy import mirror_step
 from steepest.studies import mdpo as study
-from steepest.studies import mdpo_exact, mdpo_learning
+from steepest.studies import mdpo_cleanrl, mdpo_exact, mdpo_learning
 from steepest.studies.context import Context, Job, Unavailable
-from steepest.studies.policy_learning import Contender, Outcome, Score, Trial, improvement, pooled, train, tuned
+from steepest.studies.policy_learning import Contender, Outcome, Score, Trial, gain, improvement, pooled, train, tuned
 from tests.studies import check_study as check
 
 
@@ -64,6 +66,79 @@ def test_statistics_of_runs():
     assert Score(0.96, 0.955, 0.965).on_par(Score(1.0, 0.99, 1.1))
 
 
+def test_gain_is_a_difference_of_interquartile_means():
+    assert gain([[3.0, 3.0]], [[1.0, 1.0]]) == (2.0, (2.0, 2.0))
+    value, (low, high) = gain([[0.0, 1.0, 2.0, 3.0]], [[0.0, 0.0, 0.0, 0.0]])
+    assert value == 1.5
+    assert low < 1.5 < high
+
+
+def test_steps_of_all_environments_count():
+    setting = {"tricks": True, "n_steps": 64}
+    outcome = train(Trial("MDPO", mdpo_learning.mdpo, "CartPole-v1", 128, 1, setting, record_kl=True, n_envs=4))
+    assert [step for step, _ in outcome.kl] == [64, 128]
+    assert max(step for step, _ in outcome.returns) <= 128
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="n_steps"):
+        train(Trial("MDPO", mdpo_learning.mdpo, "CartPole-v1", 96, 1, {"tricks": True, "n_steps": 0}))
+    assert torch.get_num_threads() == before
+
+
+SCRIPT = """
+import sys
+if "Broken" in " ".join(sys.argv):
+    raise KeyError("final_observation")
+import helper
+seed = int(sys.argv[sys.argv.index("--seed") + 1])
+steps = int(sys.argv[sys.argv.index("--total-timesteps") + 1])
+assert "--no-cuda" in sys.argv and "--autotune" in sys.argv and "--learning-starts" in sys.argv
+print("SPS: 7")
+for step in range(99, steps, 100):
+    print(f"global_step={step}, episodic_return=[-{1000 + seed}.5]")
+print("global_step=400, episodic_return=-1e+02")
+"""
+
+
+def cleanrl_context(folder):
+    (folder / "cleanrl").mkdir()
+    (folder / "helper.py").write_text("")  # the checkout is importable
+    (folder / "cleanrl" / "sac_continuous_action.py").write_text(SCRIPT)
+    return Context(study, Job("mdpo", "full", options={"cleanrl": str(folder)}))
+
+
+def test_scripts_of_cleanrl_are_run_and_read(tmp_path):
+    ctx = cleanrl_context(tmp_path)
+    outcomes = mdpo_cleanrl.cleanrl(ctx, "CleanRL SAC", "Pendulum-v1", 350, [3, 4], 1, learning_starts=100)
+    assert [o.trial.seed for o in outcomes] == [3, 4]
+    assert outcomes[0].returns == [(99, -1003.5), (199, -1003.5), (299, -1003.5), (400, -100.0)]
+    assert outcomes[1].score == (-1004.5 - 100) / 2
+    assert outcomes[0].seconds > 0
+
+
+def test_what_scripts_of_cleanrl_lack_is_said(tmp_path, monkeypatch):
+    ctx = cleanrl_context(tmp_path)
+    ours = Outcome(Trial("MDPO, off-policy", None, "Broken-v1", 100, 1), [(90, -500.0)], [], 0.0)
+    mdpo_learning.beside_cleanrl(ctx, "cleanrl-sac", "CleanRL SAC", {"Broken-v1": [ours]}, learning_starts=10)
+    assert (
+        "ended with an error (KeyError: 'final_observation'); it may want an older" in ctx._measured["cleanrl-sac"][2]
+    )
+    with pytest.raises(Unavailable, match=r"CleanRL has no ppo_continuous_action\.py"):
+        mdpo_cleanrl.cleanrl(ctx, "CleanRL PPO", "Pendulum-v1", 100, [1], 1)
+    monkeypatch.setattr(mdpo_cleanrl.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="CleanRL is not installed"):
+        mdpo_cleanrl.cleanrl(Context(study, Job("mdpo", "full")), "CleanRL SAC", "Pendulum-v1", 100, [1], 1)
+
+
+def test_beside_cleanrl(tmp_path):
+    ctx = cleanrl_context(tmp_path)
+    run = functools.partial(Outcome, kl=[], seconds=0.0)
+    ours = [run(Trial("MDPO, off-policy", None, "Pendulum-v1", 350, s), [(340, -150.0)]) for s in (3, 4)]
+    mdpo_learning.beside_cleanrl(ctx, "cleanrl-sac", "CleanRL SAC", {"Pendulum-v1": ours}, learning_starts=100)
+    value, (low, high), _ = ctx._measured["cleanrl-sac"]
+    assert value == pytest.approx(((1003.5 + 100) / 2 + (1004.5 + 100) / 2) / 2 / 1100 - 150 / 1100)
+    assert low <= value <= high
+
+
 def test_training_twice_is_the_same_and_records_kl():
     trial = Trial("MDPO", mdpo_learning.mdpo, "CartPole-v1", 96, 1, {"tricks": True, "n_steps": 32}, True, True)
     a, b = train(trial), train(trial)
@@ -93,7 +168,7 @@ def tiny():
 @pytest.mark.slow
 def test_tiny_run_reports_every_claim_and_draws(tiny):
     check.check_measured(study, tiny, unless=("not installed",))
-    check.check_logged(study, tiny, fewer=("steps",))
+    check.check_logged(study, tiny, fewer=("steps", "pendulum"))
     assert tiny.best_peer is not None
 
 

@@ -7,7 +7,6 @@ is taken and the memory dropped.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -27,10 +26,11 @@ class Anderson:
 
     def __init__(self, total: Callable[[Tensor], Tensor] = lambda share: share) -> None:
         self._total = total
+        self._moves = self._changes = torch.empty(0)
         self.reset()
 
     def reset(self) -> None:
-        self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
+        self._count = 0
         self._last: tuple[Tensor, Tensor] | None = None
         self._best: tuple[float, Tensor] | None = None
 
@@ -44,18 +44,27 @@ class Anderson:
             return back
         if self._best is None or size < self._best[0]:
             self._best = size, mapped
-        if self._last is not None:
-            old_mapped, old_g = self._last
-            self._pairs.append((mapped - old_mapped, g - old_g))
-        self._last = mapped, g
-        if not self._pairs:
+        last, self._last = self._last, (mapped, g)
+        if last is None:
             return mapped
-        moves, changes = (torch.stack(column) for column in zip(*self._pairs, strict=True))
-        products = self._total(changes @ torch.cat([changes, g[None]]).T)
-        gram = products[:, :-1]
-        ridge = RIDGE * gram.trace() * torch.eye(len(gram)).to(gram)
-        share, info = torch.linalg.solve_ex(gram + ridge, products[:, -1])
+        self._remember(mapped - last[0], g - last[1])
+        kept = min(self._count, MEMORY)
+        gram, changes = self._gram[:kept, :kept], self._changes[:kept]
+        ridge = RIDGE * gram.trace() * torch.eye(kept).to(gram)
+        share, info = torch.linalg.solve_ex(gram + ridge, self._total(changes @ g))
         if int(info) or not bool(torch.isfinite(share).all()):
             self.reset()
             return mapped
-        return mapped - share @ moves
+        return mapped - share @ self._moves[:kept]
+
+    def _remember(self, move: Tensor, change: Tensor) -> None:
+        """Put the differences in the place of the oldest ones, and their products with the others."""
+        if self._moves.shape[-1] != len(move):
+            self._moves, self._changes = move.new_empty(MEMORY, len(move)), move.new_empty(MEMORY, len(move))
+            self._gram = move.new_zeros(MEMORY, MEMORY)
+        at = self._count % MEMORY
+        self._count += 1
+        kept = min(self._count, MEMORY)
+        self._moves[at], self._changes[at] = move, change
+        products = self._total(self._changes[:kept] @ change)
+        self._gram[at, :kept] = self._gram[:kept, at] = products

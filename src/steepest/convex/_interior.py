@@ -357,7 +357,7 @@ def _reflect(x: Tensor) -> Tensor:
 def _determinant(x: Tensor) -> Tensor:
     """x_0^2 - ||x_1||^2, kept positive."""
     norm = torch.linalg.vector_norm(x[..., 1:], dim=-1, keepdim=True)
-    return ((x[..., :1] - norm) * (x[..., :1] + norm)).clamp(min=1e-16 * float(x[..., 0].max()) ** 2)
+    return torch.maximum((x[..., :1] - norm) * (x[..., :1] + norm), 1e-16 * x[..., :1] ** 2)
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

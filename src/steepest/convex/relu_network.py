@@ -19,7 +19,8 @@ Paper: bai2023efficient; the network's losses are sums over samples, as there.
 Notation: gamma_a / rho is `dual_step`, epsilon `adversarial_radius`, S `perturbations_per_direction`.
 Departures: (1) The exact primal step factors n^2 numbers rather than (2dP)^2. (2) Block descent moves along gradients
 that are multiplied with (I + X'X)^-1 / rho, and its Armijo rule compares with the predicted decrease. (3) rho follows
-the residuals, and exact steps with `dual_step` 1 are extrapolated (`_anderson.py`). (4) The hinge is smoothed in block
+the residuals, iterations with `dual_step` 1 are extrapolated (`_anderson.py`), and where they are affordable
+interior-point steps take over after twenty (`_interior.py`). (4) The hinge is smoothed in block
 descent, by a width that shrinks with its tolerance. (5) Adversarial programs are solved by primal-dual steps and, where
 small enough, finished by Newton steps along the central path (`_barrier.py`); patterns that no vector keeps over all
 boxes are left out, and a sample has the pattern of affine functions when there is an intercept. (6) Returned vectors
@@ -201,87 +202,9 @@ class ConvexReLURegressor(RegressorMixin, ConvexReLUNetwork):
     ----------
     loss : str
         "squared", half the sum of squares.
-    beta : float
-        Weight of the penalty, in units of the loss, which is a sum over samples. Ours; the authors' code has 1e-4.
-    n_patterns : int, optional
-        Size of the sample; the smaller of 10 n and 500 by default, and max(4 n, 400) directions for ``scp``.
-    patterns : "sample", "exact", "perturbed" or (P, n) bool array
-        ``exact`` takes all patterns (`enumerate_patterns`), ``perturbed`` also those of perturbed samples, as does
-        ``sample`` where `adversarial_radius` > 0.
-    solver : "auto", "admm", "admm-rbcd", "scp" or "pdhg"
-        ``auto`` is pdhg against perturbations, admm for the squared loss up to 4000 samples, else admm-rbcd.
-    adversarial_radius : float
-        Each feature of each sample may move by so much, in the units of X (after a scaler in a `Pipeline`, in its
-        units). The intercept's column stays.
-    perturbations_per_direction : int
-        Perturbed copies for each direction of a sample of patterns.
-    fit_intercept : bool
-        Append a column of ones; the penalty counts it.
-    rho : float, optional
-        Where ADMM's penalty starts; 1 by default (the authors' value). It follows the residuals.
-    dual_step : float, optional
-        gamma_a / rho; 1 with exact primal steps, 1/3 with random blocks (the authors' value).
-    rbcd_block : int
-        Patterns in a random block (authors: 1; 3 for their largest data).
-    rbcd_tol : float
-        Mean decrease of the primal problem at which random blocks stop; tightened by 5 % after each iteration.
-    max_iter : int
-        Most (outer) iterations.
-    tol : float
-        Stop when the certified gap is at most this share of the objective.
-    warm_start : bool
-        Go on from the last fit, with its patterns, when X is the same.
-    device : str
-        Of PyTorch, where the solver works, in float64.
-    backend : "serial" or "ray"
-        ``ray`` fits the outputs of several classes side by side; of one output it shares out the patterns, for exact
-        ADMM alone, without interior-point steps after it.
-    n_jobs : int, optional
-        Workers of that backend.
-    random_state : int, generator, RandomState or None
-        Of patterns, directions and blocks.
-    verbose : int
-        Log progress to ``steepest.convex`` every 100 / verbose iterations.
-
-    Attributes
-    ----------
-    patterns_ : (P, n) bool array
-    v_, w_ : (P, d) arrays, or (K, P, d)
-        Feasible group-sparse vectors of the convex program; d counts the intercept.
-    hidden_coef_ : (m, d) array
-    hidden_intercept_ : (m,) array
-    output_coef_ : (m,) array, or (K, m)
-        The network without its zero neurons.
-    objective_ : float, or list of K
-        Convex objective at `v_`, `w_`; where those are too far from their cones, the network's own.
-    nonconvex_objective_ : float, or list of K
-        Of the network, at the unperturbed samples; never above `objective_`.
-    duality_gap_ : float, or list of K
-        `objective_` minus a lower bound on the optimum for these patterns.
-    constraint_violation_ : float, or list of K
-        Largest missed constraint of the solver's iterate, before its projection.
-    dual_violation_ : float, or list of K
-        Share of 10000 fresh directions that violate the dual constraint (scp; NaN for others).
-    n_iter_ : int
-    rho_ : float, or list of K
-        ADMM's last penalty (NaN for others).
-    history_ : dict of lists, or list of K
-        ``objective, primal_residual, dual_residual, time, accuracy`` of each iteration (accuracy of a regression is its
-        coefficient of determination).
-    converged_ : bool
-    n_features_in_ : int
-
-    Raises
-    ------
-    ValueError
-        An argument out of its range, a solver that does not fit the loss or the radius, X or y not finite.
-    FloatingPointError
-        An iterate is not finite.
-
-    Warns
-    -----
-    ConvergenceWarning
-        `max_iter` ended with a larger gap than `tol`.
+    beta, n_patterns, patterns, solver, adversarial_radius, perturbations_per_direction, fit_intercept, rho, dual_step,
+    rbcd_block, rbcd_tol, max_iter, tol, warm_start, device, backend, n_jobs, random_state, verbose
+        As in `ConvexReLUClassifier`, and so are the attributes, errors and warnings; there are no ``classes_``.
 
     Examples
     --------

@@ -92,14 +92,15 @@ def _play_there(work: tuple[Any, Any, Round]) -> tuple[list[Moment], list[Trajec
 @torch.no_grad()
 def play(venv: Any, policy: Any, plan: Round, tell: Tell) -> list[Trajectory]:
     """Sample one round."""
-    generator = torch_generator(plan.action_seed, policy.device)
+    device = policy.device  # Stable-Baselines3 looks for it anew each time
+    generator = torch_generator(plan.action_seed, device)
     venv.seed(plan.env_seed)
     observations = venv.reset()
     live = np.arange(venv.num_envs) < plan.n_kept
     lengths = np.zeros(venv.num_envs, dtype=int)
     seen, taken, paid = [], [], []
     for h in range(plan.horizon):
-        seen.append(torch.tensor(observations, device=policy.device))
+        seen.append(torch.tensor(observations, device=device))
         taken.append(draw(_distribution(policy, seen[-1], plan, h), generator))
         observations, rewards, dones, infos = venv.step(to_environment(taken[-1], venv.action_space))
         paid.append(rewards)
@@ -111,7 +112,7 @@ def play(venv: Any, policy: Any, plan: Round, tell: Tell) -> list[Trajectory]:
         if not live.any():
             break
     seen_, taken_ = torch.stack(seen), torch.stack(taken)
-    paid_ = torch.as_tensor(np.stack(paid), device=policy.device)
+    paid_ = torch.as_tensor(np.stack(paid), device=device)
     return [Trajectory(seen_[:T, k], taken_[:T, k], paid_[:T, k]) for k, T in enumerate(lengths[: plan.n_kept])]
 
 
@@ -142,7 +143,8 @@ def _distribution(policy: Any, observations: Tensor, plan: Round, h: int) -> Any
     cause, what = None, ""
     try:
         distribution = policy.get_distribution(observations)
-        what = _invalid(distribution.distribution)
+        if not torch.distributions.Distribution._validate_args:  # else torch has looked
+            what = _invalid(distribution.distribution)
     except ValueError as error:
         if not str(error).startswith("Expected parameter"):  # of a distribution, from finite observations
             raise
@@ -156,7 +158,7 @@ def _distribution(policy: Any, observations: Tensor, plan: Round, h: int) -> Any
 
 
 def _invalid(distributions: Any) -> str:
-    """Which parameter is outside its limits: torch looks for itself only until something has been compiled."""
+    """Which parameter is outside its limits: torch does not look for itself once something has been compiled."""
     for one in distributions if isinstance(distributions, list) else [distributions]:
         for name, constraint in one.arg_constraints.items():
             if name in vars(one) and not bool(constraint.check(vars(one)[name]).all()):

@@ -72,6 +72,15 @@ def counters(ctx: Context) -> None:
 
 def costs(ctx: Context) -> None:
     """Bytes and seconds of an iteration of N-HARPG, whose episodes are given, for 10^4 to 10^6 parameters."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # CPU seconds would count threads that wait
+    try:
+        _costs(ctx)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _costs(ctx: Context) -> None:
     sizes = ctx.pick(tiny=(1000, 4000), quick=(10**4, 10**5, 10**6), full=(10**4, 10**5, 10**6), paper=())
     steps = ctx.pick(tiny=10, quick=50, full=50, paper=50)
     repeats = ctx.pick(tiny=2, quick=5, full=15, paper=5)

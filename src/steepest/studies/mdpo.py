@@ -115,7 +115,18 @@ model = OnPolicyMDPO("MlpPolicy", "CartPole-v1", learning_rate=3e-3, n_steps=256
 model.learn(2048)
 print(f"KL(new || old) of the last iteration: {model.last_kl:.4f}")
 """
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "constraint-not-needed": "the setting is chosen by one run of 4 000 steps, and there the learning rate 2e-3 looked "
+    "best: returns 369, 500 and 324 (TRPO: 500, 431 and 500). Without the tricks 1e-2 was chosen, and all three ended "
+    "at 500 (TRPO: 449, 500 and 500).",
+    "off-policy": "the KL weight is tuned at the learning rate 3e-4, that of SAC with a learned temperature is itself "
+    "tuned, and 1e-3 was best; SAC with a fixed temperature and 3e-4, returns -514, -761 and -923, is near MDPO's "
+    "-715, -1002 and -1068. Rate and temperature have not been told apart.",
+    "cost-trpo": "of an iteration of 1024 steps 87 % are collecting, the same code for all; the updates take 0.25 s "
+    "and 0.20 s (TRPO) under the profiler. Pairs of runs beside other work gave 0.90 to 1.47.",
+    "cost-ppo": "of an iteration of 1024 steps 87 % are collecting, the same code for all, which no update can save. "
+    "Pairs of runs beside other work gave 0.49 to 0.97.",
+}
 WHEN_NOT = [
     "Samples are cheap and hours are not: PPO's many minibatch steps use every rollout harder.",
     "A hard limit on how far one update may move is a matter of safety: here KL is only penalized; take TRPO.",
@@ -135,7 +146,10 @@ def run(ctx: Context) -> None:
     untuned(ctx, n_workers)
     if not ctx.wants("off-policy"):
         return
-    ctx.note("Tuning runs have half of the steps on CartPole and a third on Pendulum, for everyone alike; three seeds.")
+    ctx.note(
+        "For everyone alike: tuning runs have a quarter of the steps on CartPole, a third of the training on Pendulum; "
+        "there the networks are 128-128."
+    )
     cost(ctx)
     tuned_on_policy(ctx, n_workers)
     gradient_steps(ctx, n_workers)

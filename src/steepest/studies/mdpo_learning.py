@@ -72,16 +72,18 @@ def mdpo_steps(env: Any, *, seed: int, **options: Any) -> Any:
     return OnPolicyMDPO("MlpPolicy", env, 3e-3, 512 // env.num_envs, seed=seed, device="cpu", **options)
 
 
-def mdpo_off(env: Any, *, seed: int, starts: int, **options: Any) -> Any:
-    """MDPO with a replay buffer; `starts` steps at random first."""
-    return OffPolicyMDPO("MlpPolicy", env, seed=seed, device="cpu", learning_starts=starts, **options)
+def mdpo_off(env: Any, *, seed: int, starts: int, width: int, **options: Any) -> Any:
+    """MDPO with a replay buffer; `starts` steps at random first, two layers of `width` in every network."""
+    shared: dict[str, Any] = {"learning_starts": starts, "policy_kwargs": {"net_arch": [width, width]}}
+    return OffPolicyMDPO("MlpPolicy", env, seed=seed, device="cpu", **shared, **options)
 
 
-def sac(env: Any, *, seed: int, starts: int, **options: Any) -> Any:
+def sac(env: Any, *, seed: int, starts: int, width: int, **options: Any) -> Any:
     """Soft actor-critic, alike."""
     from stable_baselines3 import SAC
 
-    return SAC("MlpPolicy", env, seed=seed, device="cpu", learning_starts=starts, **options)
+    shared: dict[str, Any] = {"learning_starts": starts, "policy_kwargs": {"net_arch": [width, width]}}
+    return SAC("MlpPolicy", env, seed=seed, device="cpu", **shared, **options)
 
 
 def on_policy_contenders(settings: Sequence[dict[str, Any]], tricks: bool, n_envs: int = 1) -> list[Contender]:
@@ -91,14 +93,15 @@ def on_policy_contenders(settings: Sequence[dict[str, Any]], tricks: bool, n_env
     return [Contender(name, make, own, tricks, n_envs) for name, make in makers.items()]
 
 
-def off_policy_contenders(trials: int, starts: int, snapshot: int) -> list[Contender]:
+def off_policy_contenders(trials: int, starts: int, snapshot: int, width: int = 256) -> list[Contender]:
     """Kl weights for MDPO at its entropy weight 0.2, fixed temperatures for SAC, learning rates for SAC's own."""
     mine = [{"kl_coef": c, "policy_update_interval": snapshot} for c in (0.3, 1.0, 0.1)]
     fixed = [{"ent_coef": c} for c in (0.2, 0.05, 0.5)]
     auto = [{"learning_rate": r} for r in (3e-4, 1e-3, 1e-4)]
     named = (("MDPO, off-policy", mdpo_off, mine), ("SAC, fixed", sac, fixed), ("SAC, auto", sac, auto))
     return [
-        Contender(name, make, [s | {"starts": starts} for s in settings[:trials]]) for name, make, settings in named
+        Contender(name, make, [s | {"starts": starts, "width": width} for s in settings[:trials]])
+        for name, make, settings in named
     ]
 
 
@@ -116,7 +119,7 @@ def show(ctx: Context, series: str, found: Found) -> None:
         for outcome in outcomes:
             ctx.series(series, outcome.curve(), method=name, seed=outcome.trial.seed)
         values = ", ".join(f"{o.score:.0f}" for o in outcomes)
-        chosen = {k: v for k, v in outcomes[0].trial.setting.items() if k not in ("tricks", "starts")}
+        chosen = {k: v for k, v in outcomes[0].trial.setting.items() if k not in ("tricks", "starts", "width")}
         ctx.note(f"{series}: {name} with {chosen or 'defaults'}: returns {values}.")
 
 
@@ -175,7 +178,7 @@ def tuned_on_policy(ctx: Context, n_workers: int) -> None:
             steps,
             tuning_seed=ctx.seed,
             seeds=ctx.seeds,
-            tuning_steps=steps // 2,
+            tuning_steps=steps // 4,
             record_kl=True,
             n_workers=n_workers,
             progress=lambda done, at=at: ctx.progress(at + 0.25 * done),  # type: ignore[misc]
@@ -237,7 +240,7 @@ def tuned_off_policy(ctx: Context, n_workers: int) -> None:
     starts = ctx.pick(tiny=200, quick=0, full=1000, paper=0)
     trials = ctx.pick(tiny=1, quick=0, full=3, paper=0)
     found = tuned(
-        off_policy_contenders(trials, starts, 250),
+        off_policy_contenders(trials, starts, 250, width=128),
         "Pendulum-v1",
         steps,
         tuning_seed=ctx.seed,
