@@ -17,8 +17,9 @@ def runs_its_page(path):
     return tests.exists() and "check_texts(" in tests.read_text()
 
 
-METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
-PAGES = [*(page for page in METHODS if not runs_its_page(page)), ROOT / "docs" / "geometry.md", ROOT / "docs" / "start.md"]
+PAGES = [
+    page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts and not runs_its_page(page)
+]
 
 
 def snippets(path):

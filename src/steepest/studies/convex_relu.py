@@ -111,7 +111,7 @@ FIGURES = [
     Figure("linear", "ADMM converges linearly, but slowly; extrapolation and interior points end it", "linear",
            "iteration", "distance to the optimal predictions", log_y=True,
            caption="10 samples, 2 features, all patterns; plain: rho = 0.1 throughout."),
-    Figure("early", "Twenty iterations predict as well as the optimum", "early", "iteration", "test accuracy",
+    Figure("early", "Twenty iterations predict about as well as the optimum", "early", "iteration", "test accuracy",
            caption="ADMM alone, squared loss, 50 patterns (20 at quick), beta of 0.1 and 1 by validation; median "
            "and 10-90 % band over splits and samples of patterns."),
     Figure("cost", "An iteration costs as the products do: n times d times P", "cost", "samples n",
@@ -163,11 +163,12 @@ REASONS: dict[str, str] = {
     "help; a fit goes on with interior-point steps from the 20th on",
     "cost-cvxpy": _CLARABEL,
     "peer-cvxpy": _CLARABEL,
-    "peer-scs": "SCS needs 7 s at a tolerance of 0.01, whose value is already within 1e-4 of the optimum, ours 1.3 s",
+    "peer-scs": "SCS needs 4 to 7 s at a tolerance of 0.01, whose value is already within 1e-4 of the optimum, ours "
+    "0.9 to 1.3 s",
     "early-breast-cancer": "a test split has 170 rows, so 0.02 are 3.4 of them, and the iterates are better than the "
     "optimum as often as worse: with beta = 0.1 the optimum overfits and the 20th iterate is up to 0.05 better",
     "cost-patterns": "the time jumps by 3 between 200 and 400 patterns, presumably where slacks and multipliers leave "
-    "the cache; a line through the logarithms has a slope near 1.0 with a wide interval",
+    "the cache; the slope of the logarithms is 1.0 to 1.2, with a wide interval",
 }
 
 WHEN_NOT = [

@@ -86,6 +86,7 @@ def under_attack(ctx: Context) -> None:
     X, y = ctx.data("breast_cancer")
     radii = ctx.pick(quick=(0.2,), full=(0.05, 0.1, 0.2), paper=(), tiny=(0.2,))
     gained: dict[str, list[float]] = {name: [] for name in TRAINERS}
+    curves: dict[tuple[str, int], list[tuple[float, float]]] = {}
     gaps = []
     for radius in radii:
         rows, target, *_ = peers.split(X, 2.0 * y - 1, ctx.seed)
@@ -106,11 +107,13 @@ def under_attack(ctx: Context) -> None:
             for name, (train, _) in TRAINERS.items():
                 W, a, gap = train(ctx, rows, target, radius, settings[name], seed)
                 score = peers.attacked_accuracy(W, a, test, truth, radius, seed)
-                ctx.series("robust", [(radius, score)], method=name, seed=seed)
+                curves.setdefault((name, seed), []).append((radius, score))
                 if radius == 0.2:
                     gained[name].append(score)
                     if name == OURS:
                         gaps.append(gap)
+    for (name, seed), curve in curves.items():
+        ctx.series("robust", curve, method=name, seed=seed)
     ours = np.array(gained[OURS])
     for claim, name in (("robust-plain", PLAIN), ("robust-pgd", PGD), ("robust-fgsm", FGSM)):
         differences = ours - np.array(gained[name])
