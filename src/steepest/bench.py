@@ -76,8 +76,10 @@ def store(folder: Path, name: str, rows: Sequence[Row]) -> Path:
     return path
 
 
-def keep(folder: Path, name: str, rows: Sequence[Row]) -> None:
-    """Make the ratios of this run the baseline for this processor."""
+def keep(folder: Path, name: str, rows: Sequence[Row], stored: Path) -> None:
+    """Make the ratios of this run the baseline for this processor, and keep its file for the scoreboard."""
+    (folder / "results").mkdir(exist_ok=True)
+    write_atomically(folder / "results" / f"{name}.json", stored.read_text("utf-8"))
     place = folder / "baselines" / f"{name}.json"
     place.parent.mkdir(exist_ok=True)
     known = json.loads(place.read_text()) if place.exists() else {}

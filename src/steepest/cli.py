@@ -442,7 +442,9 @@ def serve(
 def bench(
     keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Benchmarks; all by default.")] = None,
     out: Out = STORE,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the ratios as the baseline to compare with.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the ratios to compare with, and the rows for the scoreboard.")
+    ] = False,
 ) -> None:
     """Time methods side by side with their peers: median ratio with an interval, and the bound it should meet.
 
@@ -468,13 +470,37 @@ def bench(
 
             rows = benchmarks.run(folder, name, tell)
         slower += benchmarks.compare(folder, name, rows)
-        benchmarks.store(out / "bench", name, rows)
+        stored = benchmarks.store(out / "bench", name, rows)
         console.print(benchmarks.table(rows))
         if keep:
-            benchmarks.keep(folder, name, rows)
+            benchmarks.keep(folder, name, rows, stored)
     for text in slower:
         console.print(f"[orange3]slower[/] {_escaped(text)}")
     raise typer.Exit(SHORT if slower else OK)
+
+
+@app.command()
+def scoreboard(
+    file: Annotated[Path, typer.Argument(help="The page to write; its chart is written beside it.")] = Path(
+        "docs/scoreboard.md"
+    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Read the benchmarks of this store, too, not only the kept ones.")
+    ] = None,
+) -> None:
+    """Write the scoreboard of all kept benchmarks: one table, one chart, and every row."""
+    from steepest import scoreboard as board
+    from steepest.core.records import write_atomically
+
+    folders = [Path("benchmarks") / "results", *([out / "bench"] if out is not None else [])]
+    results = board.read_results(*folders)
+    if not results:
+        _fail(f"there are no results in {' or '.join(map(str, folders))}: `steepest bench --keep` makes them")
+    picture = file.with_suffix(".svg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(picture, board.chart(results))
+    write_atomically(file, board.page(results, picture.name))
+    _console().print(f"{len(results)} benchmarks in {file}", soft_wrap=True)
 
 
 @app.command()
