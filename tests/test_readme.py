@@ -12,9 +12,10 @@ ROOT = Path(steepest.__file__).parents[2]
 
 
 def runs_its_page(path):
-    """Whether the tests of the method's study run its page already (`check_study.check_texts`)."""
-    tests = ROOT / "tests" / "studies" / f"test_{path.stem.replace('-', '_')}.py"
-    return tests.exists() and "check_texts(" in tests.read_text()
+    """Whether a test of its own runs the page already, for a method's that of its study (`check_study.check_texts`)."""
+    name = f"test_{path.stem.replace('-', '_')}.py"
+    study = ROOT / "tests" / "studies" / name
+    return (ROOT / "tests" / name).exists() or (study.exists() and "check_texts(" in study.read_text())
 
 
 PAGES = [
