@@ -425,6 +425,8 @@ def svg(spec: Spec, prefix: str) -> str:
     """
     converter = require("vl_convert", "report", what="the drawing of figures")
     text: str = converter.vegalite_to_svg(spec)
+    # the figure as a whole has a role and a sentence; parts that Vega marks as graphics of their own would have none
+    text = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)
     numbers = itertools.count(1)
     for old in dict.fromkeys(re.findall(r'id="([^"]+)"', text)):
         new = f"{prefix}-{next(numbers)}"
