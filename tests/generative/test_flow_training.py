@@ -193,7 +193,11 @@ def test_labels_follow_their_samples():
             seen.append((x, t, y))
             return self.c * x
 
-    fit_flow(RectifiedFlow(Watch()), torch.zeros(3, 1), x1, y=y, drop_label=0.5, n_steps=5, batch_size=200, generator=0)
+    def shuffled(a, b, generator):  # labels follow through a coupling too
+        return torch.arange(len(a)), torch.randperm(len(b), generator=generator)
+
+    fit_flow(RectifiedFlow(Watch()), torch.zeros(3, 1), x1, y=y, drop_label=0.5, n_steps=5, batch_size=200, generator=0,
+             coupling=shuffled)  # fmt: skip
     x, t, labels = (torch.cat(part) for part in zip(*seen, strict=True))
     known = labels >= 0
     torch.testing.assert_close((x[:, 0] / t)[known], 10.0 * (labels[known] + 1))
@@ -302,6 +306,22 @@ def test_distilled_flows_reach_the_end(two_points):
     back = distill(first.flow, x0, n_steps=300, lr=3e-3, t_schedule="t1", ema=0.98, generator=0).flow
     start = ends - back(ends, 1.0).detach()
     assert float((start - x0).square().mean()) < 0.6
+
+
+def test_distillation_trains_at_the_steps_alone():
+    """N steps of Euler ask for the velocity at i/N only, and so does the loss."""
+    seen = []
+
+    class Watch(Linear):
+        def forward(self, x, t):
+            seen.append(t.detach().clone())
+            return super().forward(x, t)
+
+    teacher = RectifiedFlow(lambda x, t: torch.ones_like(x))
+    for options, times in (({}, {0.0}), ({"steps": 2}, {0.0, 0.5}), ({"t_schedule": "t1"}, {1.0})):
+        seen.clear()
+        distill(teacher, randn(20, 1), velocity=Watch(), n_steps=4, batch_size=16, generator=0, **options)
+        assert set(torch.cat(seen).tolist()) == times
 
 
 def test_a_metric_trains_too(two_points):
@@ -420,7 +440,7 @@ def test_single_bad_steps_are_skipped_and_three_raise():
     assert fit.n_nonfinite == 3
     assert [math.isnan(v) for v in fit.history["loss"]] == [False, True, True, False, True, False]
     assert 0 < float(weights(fit.flow)) < 0.4
-    with pytest.raises(FloatingPointError, match=r"loss at t = 0\.\d+ is not finite at step 4, the third in a row"):
+    with pytest.raises(FloatingPointError, match=r"velocity at t = 0\.\d+ is not finite at step 4, the third in a row"):
         fit_flow(RectifiedFlow(Sometimes({2, 3, 4})), *data, n_steps=6, generator=0)
 
 

@@ -20,6 +20,7 @@ from steepest.core.errors import ConvergenceWarning, SteepestWarning
 from steepest.generative._diffusion import GaussianMixtureScore, OUProcess
 from steepest.generative._full_batch import FullBatch
 from steepest.generative._score_problem import Inputs, ScoreProblem, Standardization, draw_noised
+from steepest.generative._stopping import label_noise
 from steepest.generative._tangent_kernel import TwoLayerReLU, relu_ntk
 from steepest.generative.score import ScoreRegression
 
@@ -142,6 +143,8 @@ def test_landmarks_and_noisings():
     assert many.eigenvalues_.shape == (200,)
     assert many.dual_coef_.shape == (600, 2)
     assert many.error_bound_ > 0
+    problem = many._problem(torch.as_tensor(X), _seeds(0))  # noisings of one point would measure no noise at all
+    assert many.sigma_ == label_noise(problem.U[::3], problem.train.y[::3])
 
 
 def test_large_samples_take_the_stop_from_a_subset(monkeypatch):
@@ -177,8 +180,8 @@ def test_holdout_keeps_the_lowest_and_splits_data_points():
 
 @pytest.mark.parametrize("method", ["sde", "ode"])
 def test_samples_look_like_the_data(larger, method):
-    drawn = larger.sample(1000, method=method, n_steps=60)
-    assert drawn.shape == (1000, 2)
+    drawn = larger.sample(400, method=method, n_steps=40)
+    assert drawn.shape == (400, 2)
     assert np.abs(drawn.mean(0) - X.mean(0)).max() < 0.5  # the shares of the modes are the hardest part
     assert np.abs(np.abs(drawn[:, 0]).mean() - 1.5) < 0.2
     np.testing.assert_array_equal(drawn[:0], larger.sample(1, method=method, n_steps=2)[:0])

@@ -233,13 +233,11 @@ class _Run:
         """One step of least squares; whether the callback asked to stop."""
         x0, x1, y = draw(n, self.generator)
         t = self.flow._draw_times(t_schedule, x0, self.generator)
-        losses = self.flow._losses(x0, x1, t, metric, y, from_end=t_schedule == "t1")
-        loss = losses.mean()
+        loss, v = self.flow._mean_loss(x0, x1, t, metric, y, from_end=t_schedule == "t1")
         self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        lengths = torch._foreach_norm(gradients)
-        norm = torch.linalg.vector_norm(torch.stack([length.to(lengths[0].device) for length in lengths]))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if hasattr(norm, "full_tensor"):  # parameters that are sharded over processes
             norm = norm.full_tensor()
         record = {"step": self.fit.n_steps + 1, "loss": loss.item(), "grad_norm": norm.item()}
@@ -250,7 +248,7 @@ class _Run:
             self.optimizer.step()
             self._average()
         else:
-            self._skip(losses.detach(), t, record)
+            self._skip(v.detach(), t, record)
         self.fit.n_steps += 1
         for name, value in record.items():
             self.fit.history[name].append(value)
@@ -264,14 +262,12 @@ class _Run:
             weight = (1 - self.decay) / (1 - self.decay**self.averaged)
             torch._foreach_lerp_(self.shadow, list(self.parameters), weight)
 
-    def _skip(self, losses: Tensor, t: Tensor, record: dict[str, float]) -> None:
+    def _skip(self, v: Tensor, t: Tensor, record: dict[str, float]) -> None:
         self.streak += 1
         self.fit.n_nonfinite += 1
         if self.streak >= SKIPS_IN_A_ROW:
-            bad = t[~torch.isfinite(as_rows(losses)).all(1)]
-            where = (
-                f"the loss at t = {float(bad[0]):.6g}" if len(bad) else f"the gradient's norm ({record['grad_norm']})"
-            )
+            bad = t[~torch.isfinite(as_rows(v)).all(1)]
+            where = f"the velocity at t = {float(bad[0]):.6g}" if len(bad) else "the loss or its gradient"
             raise FloatingPointError(f"{where} is not finite at step {record['step']}, the third in a row: lower lr")
 
     @contextmanager

@@ -208,10 +208,13 @@ class RectifiedFlow(nn.Module):
             times = self._draw_times(t_schedule, x0, torch_generator(generator, x0.device, name="generator"))
         else:
             times = times_of(t, x0)
-        found = self._losses(x0, x1, times, metric, y, from_end=t_schedule == "t1")
-        if reduction == "none":
-            return found if metric is not None else as_rows(found).mean(1)
-        return found.mean() if reduction == "mean" else found.sum()
+        from_end = t_schedule == "t1"
+        if reduction == "mean":
+            return self._mean_loss(x0, x1, times, metric, y, from_end=from_end)[0]
+        found = self._losses(x0, x1, times, metric, y, from_end=from_end)
+        if reduction == "sum":
+            return found.sum()
+        return found if metric is not None else as_rows(found).mean(1)
 
     def _check_learning(self, t_schedule: Schedule, metric: Metric | None) -> None:
         if isinstance(t_schedule, str):
@@ -221,17 +224,23 @@ class RectifiedFlow(nn.Module):
         if metric is not None and self.interpolation != "linear":
             raise value_error("interpolation", "'linear' with a metric of the path's end", self.interpolation)
 
+    def _mean_loss(
+        self, x0: Tensor, x1: Tensor, t: Tensor, metric: Metric | None, y: Tensor | None, *, from_end: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a step of training, and the velocity it saw."""
+        x_t, target = self._interpolate(x0, x1, t)
+        v = self._velocity(x_t, t, y)
+        if metric is None:
+            return nn.functional.mse_loss(v, target), v
+        return _at_the_ends(metric, x0, x1, x_t, t, v, from_end).mean(), v
+
     def _losses(
         self, x0: Tensor, x1: Tensor, t: Tensor, metric: Metric | None, y: Tensor | None, *, from_end: bool
     ) -> Tensor:
         """Squared differences (n, *shape), or the metric's values (n,)."""
         x_t, target = self._interpolate(x0, x1, t)
         v = self._velocity(x_t, t, y)
-        if metric is None:
-            return (v - target).square()
-        if from_end:
-            return metric(x_t - per_sample(t, v) * v, x0)
-        return metric(x_t + per_sample(1 - t, v) * v, x1)
+        return (v - target).square() if metric is None else _at_the_ends(metric, x0, x1, x_t, t, v, from_end)
 
     def _draw_times(self, t_schedule: Schedule, x: Tensor, generator: torch.Generator) -> Tensor:
         n = len(x)
@@ -446,3 +455,10 @@ class RectifiedFlow(nn.Module):
         z0, integral = end[:, :-1], end[:, -1]  # the integral runs backwards: minus int_0^1 div v
         s = self.source_std
         return -z0.square().sum(1) / (2 * s**2) - d * math.log(s * math.sqrt(2 * math.pi)) + integral
+
+
+def _at_the_ends(metric: Metric, x0: Tensor, x1: Tensor, x_t: Tensor, t: Tensor, v: Tensor, from_end: bool) -> Tensor:
+    """The metric between where a straight path with this velocity ends (or starts) and where it should."""
+    if from_end:
+        return metric(x_t - per_sample(t, v) * v, x0)
+    return metric(x_t + per_sample(1 - t, v) * v, x1)

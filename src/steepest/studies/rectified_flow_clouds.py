@@ -202,7 +202,7 @@ def between_clouds(work: tuple[Setting, int]) -> Found:
     for k, (before, after) in enumerate(itertools.pairwise(pairs[:3]), 1):
         ratios = cost_ratios(after, before)
         numbers[f"convex-{k}"] = max(ratios.values())
-        found.curves.update({("convex costs", f"{k}-flow: {name}"): [(0, r)] for name, r in ratios.items()})
+        found.curves.update({(f"convex costs, {k}-flow", name): [(0, r)] for name, r in ratios.items()})
         if k == 1:
             numbers["convex-square"] = ratios["square"]
     n = min(1000, setting.test)

@@ -23,7 +23,7 @@ def draw_samples(figure: Any, arrays: Arrays, ink: Any) -> None:
     for i, row in enumerate(rows):
         for ax, (column, title) in zip(axes[i], COLUMNS.items(), strict=True):
             ax.scatter(*arrays["target"].T, s=2, color=ink.line, linewidths=0)
-            ax.scatter(*arrays[f"{row} {column}"].T, s=2.5, color=ink.color(row), linewidths=0)
+            ax.scatter(*arrays[f"{row} {column}"].T, s=2.5, color=ink.categories[i], linewidths=0)
             _bare(ax)
             ax.set_xlim(-6.5, 7.5)
             ax.set_ylim(-5, 4.5)
@@ -40,7 +40,7 @@ def draw_paths(figure: Any, arrays: Arrays, ink: Any) -> None:
         ax.scatter(*arrays["target"].T, s=4, color=ink.line, linewidths=0)
         path = arrays[f"path_{k}"]  # (times, samples, 2)
         for i in range(path.shape[1]):
-            ax.plot(*path[:, i].T, color=ink.color(f"{k}-flow"), lw=0.8, alpha=0.65)
+            ax.plot(*path[:, i].T, color=ink.categories[k - 1], lw=0.8, alpha=0.65)
         ax.scatter(*path[-1].T, s=8, color=ink.text, linewidths=0, zorder=3)
         _bare(ax)
         ax.set_aspect("equal")

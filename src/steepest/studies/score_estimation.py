@@ -65,7 +65,7 @@ CLAIMS = [  # id, what it says, the paper's number, bound, unit, scales, invaria
           "12 B^2 delta^2 (Raskutti et al.)", "<= 1", "x the bound on the squared error", "quick full"),
     Claim("guarantee-slope", "The bound shrinks with n; slower of d = 2 and 8.", "12 B^2 delta^2", "<= -0.4",
           "exponent", "full"),
-    Claim("radius-doubled", "How far inputs are cut hardly matters: change of the error when R doubles.",
+    Claim("radius-doubled", "How far inputs are cut hardly matters: largest change of the error when R doubles.",
           "unbounded inputs", "<= 0.05", "relative change", "full"),
     Claim("heavy-tails", "For Student-t(3) data cutting does not hurt: loss beside that without cutting.",
           "unbounded inputs", "<= 1.0", "x the loss without", "quick full"),
@@ -73,12 +73,12 @@ CLAIMS = [  # id, what it says, the paper's number, bound, unit, scales, invaria
           "not measured", "<= 0.75", "x sliced W2 of the end", "full"),
     Claim("samples-holdout", "And those of the held-out stop.", "not measured", "<= 0.6", "x sliced W2 of the end",
           "full"),
-    Claim("memorized-end", "Trained to the end, samples lie on the training points: d = 2, n = 300.", "not measured",
-          "reported", "x fresh data's median distance to the nearest", "full"),
+    Claim("memorized-end", "Trained to the end, samples lie nearer to training points: d = 2, n = 300.",
+          "not measured", "reported", "x fresh data's median distance to the nearest", "full"),
     Claim("memorized-mallows", "The same of the unbiased-risk stop.", "not measured", "reported",
           "x fresh data's median distance", "full"),
-    Claim("samples-8", "In d = 8, n = 400, the stopped fit smooths: its samples are too wide.", "not measured",
-          "reported", "x sliced W2 of the end", "full"),
+    Claim("samples-8", "In d = 8, n = 400, the stopped fit smooths, and its samples are farther from fresh data.",
+          "not measured", "reported", "x sliced W2 of the end", "full"),
     Claim("digits", "Digits in 8 principal directions, n = 400: loss on new digits, unbiased risk.", "not measured",
           "<= 0.92", "x the end's", "quick full"),
     Claim("wine", "The wine table (13 columns, 118 rows): the same.", "not measured", "reported", "x the end's",
@@ -128,13 +128,14 @@ FIGURES = [
 PICTURES = [
     Picture("paths", "Trained too long, the error rises again; rules that do not see the truth stop before",
             "paths", draw_paths,
-            caption="Clean error of the kernel regression at every step, one line a data set; n = 300 in both panels.",
+            caption="Clean error of the kernel regression at every step, one line a data set, n = 300. In "
+            "d = 8 both rules stop at the same step.",
             alt="Two panels of error against steps, first falling, then rising; diamonds of the kernel rule and "
             "circles of the unbiased risk lie near the valley.", size=(8.2, 3.6)),
-    Picture("samples", "Trained to the end, samples gather around the training points", "samples", draw_samples,
+    Picture("samples", "A stopped fit smooths, one trained to the end falls into clots", "samples", draw_samples,
             caption="Two modes in the plane, n = 300 points; samples by the reversed equation; first seed.",
             alt="Three scatter plots: fresh data, samples of the stopped fit, samples of the fit trained to the end; "
-            "the last are clotted around training points.", size=(8.2, 3.0)),
+            "the stopped ones lie near the first axis, the last in clots.", size=(8.2, 2.4)),
 ]
 # fmt: on
 
@@ -149,7 +150,33 @@ print(f"stopped at step {model.stopping_step_}; the noise of a label is {model.s
 print(f"loss on new samples {-model.score(X + 0.1):.2f}, samples of shape {model.sample(5, n_steps=20).shape}")
 """
 
-REASONS: dict[str, str] = {}
+REASONS = {
+    "mallows-rule-8": "at n = 100 to 1000 the medians are 1.00; at n = 2000 the risk has two valleys nearly level, "
+    "after a few steps and after about 150, and for one data set of five the estimate takes the wrong one (1.18).",
+    "guarantee-slope": "the slope keeps the bound, in d = 2 with room (the bound falls from 11 to 2.4); in d = 8 B, "
+    "measured from the fit of least unbiased risk, scatters between data sets, and five of them do not decide.",
+    "kernel-limit-slope": "few seeds at quick: the distance of a single network scatters by a third; the interval at "
+    "full lies inside.",
+    "heavy-tails": "0.2 % of new inputs lie beyond the ball and carry the whole excess: on the others the loss is the "
+    "same to three digits. For a heavy tail the best denoiser keeps growing with x, and a fit to cut inputs "
+    "cannot.",
+    "samples-mallows": "from 300 labels with noise every stop hits the shares of the modes only to within 0.15, and "
+    "that decides the distance: over seeds the ratio goes from about 0.5 to 1.8. The last step, which returns denoised "
+    "samples, is not the cause: without it the ratio was 1.13 in place of 0.96 (six seeds).",
+    "samples-holdout": "as for the unbiased risk: the shares of the modes decide and vary with the seed; this fit also "
+    "sees a fifth less data.",
+    "against-ridge": "level in the median, and over seeds from 0.96 to 1.12 at the worst size; at n = 300 in d = 8 the "
+    "stops are ahead (0.18 against 0.22).",
+    "against-density": "two round clusters are nearly what a kernel density models, and it knows every noise level in "
+    "closed form. With labels free of noise the same regression has an error of 0.07 in d = 8, n = 300 (0.20 with "
+    "noise, 0.16 with four noisings): more than twice the density's 0.03, so the noise is the larger part of the "
+    "gap and not all of it.",
+    "against-adam-2": "Adam draws new noise for every batch, 1500 times 128 noisings, where the default fit sees one "
+    "of each point. With four noisings of each point the ratio falls from 4.3 to 2.2.",
+    "against-adam-8": "as in d = 2, and beyond it the kernel learns slowly in d = 8: four noisings lower the ratio "
+    "from 4.3 to 3.6 only, and labels free of noise leave an error of 0.07 at n = 300 where Adam's network has "
+    "0.05.",
+}
 
 WHEN_NOT = [
     "There are many data and a deep network fits them: fresh noise in every batch is worth more than a stopping rule, "
@@ -269,8 +296,7 @@ def _paths(ctx: Context) -> None:
             points = [(t.n, r["bound"]) for t, r in results.items() if t.d == d]
             slopes.append(slope_fit(*zip(*points)))
         ctx.measured("guarantee-slope", *max(slopes))
-        everywhere = [r["doubled"] for r in results.values()]
-        ctx.measured("radius-doubled", *_median(everywhere))
+        ctx.measured("radius-doubled", max(r["doubled"] for r in results.values()))
     for seed in seeds:
         for name, method in (("train", "measured"), ("bound", "theory")):
             line = [(n, _of(results, 2, n, seed)[name]) for n in sizes]
