@@ -95,7 +95,7 @@ def on_policy_contenders(settings: Sequence[dict[str, Any]], tricks: bool, n_env
 
 
 def off_policy_contenders(trials: int, starts: int, snapshot: int, width: int = 256) -> list[Contender]:
-    """KL weights for MDPO (its entropy weight stays 0.2), temperatures of SAC, speeds of its targets; one rate for all."""
+    """KL weights of MDPO (entropy weight 0.2), temperatures of SAC, speeds of its targets; one rate for all."""
     own: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         "MDPO, off-policy": (mdpo_off, [{"kl_coef": c, "policy_update_interval": snapshot} for c in (0.3, 1.0, 0.1)]),
         "SAC, fixed": (sac, [{"ent_coef": c} for c in (0.2, 0.05, 0.5)]),
