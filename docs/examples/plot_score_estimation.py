@@ -28,13 +28,13 @@ rules = {"kernel rule": fit("kernel"), "unbiased risk": fit("mallows"), "held-ou
 
 # %%
 # The loss on new points along training: a step count in place of a rule gives the fit at that step.
-steps = np.unique(np.geomspace(1, 10**6, 10).astype(int))
+steps = np.unique(np.geomspace(1, 10**6, 8).astype(int))
 losses = [-fit(int(k)).score(new) for k in steps]
 
 # %%
 # Samples of the stopped fit and of the one trained to the end.
-stopped = rules["held-out points"].sample(500, n_steps=40, random_state=0)
-end = fit(10**6).sample(500, n_steps=40, random_state=0)
+stopped = rules["held-out points"].sample(500, n_steps=30, random_state=0)
+end = fit(10**6).sample(500, n_steps=30, random_state=0)
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
 axes[0].semilogx(steps, losses, "o-", color="0.6", ms=4, label="training")

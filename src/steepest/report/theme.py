@@ -52,6 +52,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "convex-relu": ("convex program", "convex, against perturbations", "ADMM, extrapolated", "random blocks"),
     "harpg": ("N-PG-IGT", "N-HARPG", "HARPG"),
     "mdpo": ("MDPO", "MDPO, off-policy"),
+    "score-estimation": ("Mallows stop", "kernel stop"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
     "augmented-covariance": ("augmented covariance", "automatic order and lag"),
@@ -124,9 +125,12 @@ NAME_SLOTS: dict[str, int] = {
     "constant acceleration": 5, "gravity between walls": 4, "moving least squares": 3, "kernel integral": 6,
     "nearest neighbor": 7, "radial basis functions": 1, "linear on triangles": 5, "PCA of early frames": 4,
     "inference": 3, "whole frame": 1,
+    # scores
+    "Mallows stop": 2, "kernel stop": 1, "to the end": 6, "best in hindsight": 4, "four noisings": 5, "kernel ridge": 3,
+    "kernel density": 7, "Adam, held-out": 6,
     # policies
     "MDPO": 2, "MDPO, off-policy": 2, "PPO": 6, "TRPO": 7, "SAC, fixed": 1, "SAC, auto": 6, "KL weight 0.3": 1,
-    "KL weight 1": 2, "KL weight 3": 3,
+    "KL weight 1": 2, "KL weight 3": 3, "CleanRL SAC": 7, "CleanRL PPO": 8,
     "N-PG-IGT": 1, "N-HARPG": 2, "HARPG": 3, "momentum": 4, "policy gradient": 5, "A2C": 4, "one gradient": 8,
     "proved for N-PG-IGT": 8, "proved for policy gradient": 8,
     # particles and convex networks
