@@ -163,6 +163,12 @@ def test_straightness_of_small_bends_does_not_cancel():
     assert float(S) == pytest.approx(0.005, rel=0.02)
 
 
+def test_straightness_by_hand():
+    """v = t^2, one point of the midpoint rule: v = 1/4 there, while two half steps of Euler go 1/8 far."""
+    S = straightness(RectifiedFlow(lambda x, t: t[:, None] ** 2 + 0 * x), torch.zeros(3, 1), steps=1, method="euler")
+    assert float(S) == pytest.approx((1 / 8 - 1 / 4) ** 2)
+
+
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
 def test_fixed_steps_have_their_order_and_cost(method, order):
     x0, flow = randn(5, 2), RectifiedFlow(bent)

@@ -52,6 +52,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "convex-relu": ("convex program", "convex, against perturbations", "ADMM, extrapolated", "random blocks"),
     "harpg": ("N-PG-IGT", "N-HARPG", "HARPG"),
     "mdpo": ("MDPO", "MDPO, off-policy"),
+    "rectified-flow": ("1-flow", "2-flow"),
     "score-estimation": ("Mallows stop", "kernel stop"),
     "rvgp": ("RVGP",),
     "heat-geodesic": ("heat geodesic", "phate_like", "sne_like"),
@@ -125,6 +126,10 @@ NAME_SLOTS: dict[str, int] = {
     "constant acceleration": 5, "gravity between walls": 4, "moving least squares": 3, "kernel integral": 6,
     "nearest neighbor": 7, "radial basis functions": 1, "linear on triangles": 5, "PCA of early frames": 4,
     "inference": 3, "whole frame": 1,
+    # flows
+    "1-flow": 1, "2-flow": 2, "VP": 3, "sub-VP": 4, "OT-CFM": 5, "optimal transport": 8, "accurate solver": 1,
+    "one step": 2, "eight Gaussians to moons": 1, "noise to moons": 2, "noise to checkerboard": 3,
+    "noise to spirals": 4, "1-flow, 300 steps": 3, "not moved": 6,
     # scores
     "Mallows stop": 2, "kernel stop": 1, "to the end": 6, "best in hindsight": 4, "four noisings": 5, "kernel ridge": 3,
     "kernel density": 7, "Adam, held-out": 6,

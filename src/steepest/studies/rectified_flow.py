@@ -106,7 +106,7 @@ CLAIMS = [  # id, what it says, the paper's number, bound, unit, scales, invaria
           "x squared distance", "quick full"),
     Claim("adaptation", "Turned, dimmed digits moved to the training domain: what a classifier gains.",
           "OfficeHome 69.2 %, from memory", ">= 5", "points of accuracy", "quick full"),
-    Claim("adaptation-long", "The same by a flow that is trained for as long as the others.", "not in the paper",
+    Claim("adaptation-brief", "The same by a flow that is trained for 300 steps only.", "not in the paper",
           "reported", "points of accuracy", "quick full"),
     Claim("adaptation-optimal", "The same by exact optimal transport, which has no map for new samples.",
           "not in the paper", "reported", "points of accuracy", "quick full"),
@@ -146,7 +146,7 @@ FIGURES = [
     Figure("digits", "Digits in few steps", "digits by steps", "steps of Euler",
            "Frechet distance in a classifier's features",           log_x=True, log_y=True,
            caption="Noise to digits, all 1,797; features are the hidden layer of a classifier of these digits."),
-    Figure("adaptation", "Moving features helps the classifier; optimal transport helps more", "adaptation",
+    Figure("adaptation", "Moving features helps the classifier; training longer helps less", "adaptation",
            "accuracy (%)", "features given to the classifier", "dots",
            caption="Digits turned by 25 degrees and dimmed by 0.7, a classifier that was trained on upright ones; one "
            "point a seed."),
@@ -186,7 +186,22 @@ for name, fit in {"1-flow": flow, "2-flow": straight}.items():
     print(f"{name}, one step: sliced W2 {sliced_wasserstein(z, data, generator=0):.2f}")
 """
 
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "least-squares-plain": "what a bare loop leaves out is the gradient's norm, which the history keeps for each step "
+    "(about 25 microseconds of 1.2 milliseconds), and the check that a step is finite; on a network this small the "
+    "ratio also varies by 0.05 from turn to turn.",
+    "distilled": "at quick the 2-flow and the distilled one learn from 4,000 pairs for 1,200 steps each, and their "
+    "errors add to that of the 1-flow; with 10,000 pairs and 5,000 steps the ratio was 0.99.",
+    "adaptation": "the longer the flow is trained, the less is gained: over three seeds 16 to 26 points after 400 "
+    "steps, 4 to 16 after 1,000, -3 to 8 after 2,000. Matching distributions does not match classes, and the loss on "
+    "held-out samples falls all the way, so that nothing without labels says when to stop.",
+    "translation-cost": "with 90 samples of each the cost on held-out ones grows with the training (0.81 after at most "
+    "400 steps, 0.89 after at most 1,200, 1.33 after 2,000); the held-out loss stops it late.",
+    "quality-noise": "with 3,000 steps VP was ahead by 18 %, with 5,000 by 10 %: the straight flow needs longer.",
+    "quality-digits": "it depends on the training: with the defaults (2,000 steps, learning rate 1e-3, decay 0.999) "
+    "straight and VP were level on one seed (0.99); with 4,000 faster steps the curved flow led by 17 %, for a reason "
+    "that was not found.",
+}
 
 WHEN_NOT = [
     "Quality at any price: with a hundred calls allowed, a tuned diffusion model is as good, and reflow costs quality "
@@ -217,9 +232,9 @@ def run(ctx: Context) -> None:
         paper.run_paper(ctx)
         return
     plan = ctx.pick(
-        quick=Plan(Setting(1200, 4000, 2000), Sizes(16, 500, 2000), Sizes(16, 500, 0), Setting(0, 0, 0), (60, 7),
-                   10_000),
-        full=Plan(Setting(3000, 6_000, 2000, rounds=3, fine=40), Sizes(64, 2000, 5000, 256), Sizes(16, 1200, 0),
+        quick=Plan(Setting(1200, 4000, 2000), Sizes(16, 400, 2000), Sizes(16, 400, 0), Setting(0, 0, 0), (60, 5),
+                   5000),
+        full=Plan(Setting(5000, 10_000, 2000, rounds=3, fine=50), Sizes(64, 2000, 5000, 256), Sizes(16, 1200, 0),
                   Setting(1000, 3000, 2000), (150, 11), 20_000),
         paper=None,
         tiny=Plan(Setting(30, 200, 200, fine=5), Sizes(8, 20, 100, 16), Sizes(8, 20, 0, 16),
@@ -314,7 +329,7 @@ def _claims(ctx: Context, found: dict[str, list[Found]]) -> None:
         _report(ctx, "quality-digits", numbers("digits", "quality"))
     before = np.array(numbers("adaptation", "not moved"))
     _report(ctx, "adaptation", list(np.array(numbers("adaptation", "1-flow")) - before))
-    _report(ctx, "adaptation-long", list(np.array(numbers("adaptation", "1-flow, trained longer")) - before))
+    _report(ctx, "adaptation-brief", list(np.array(numbers("adaptation", "1-flow, 300 steps")) - before))
     if installed("ot"):
         _report(ctx, "optimal", numbers("eight", "optimal"))
         _report(ctx, "adaptation-optimal", list(np.array(numbers("adaptation", "optimal transport")) - before))
@@ -328,7 +343,9 @@ def _claims(ctx: Context, found: dict[str, list[Found]]) -> None:
             ctx.skipped("ot-cfm", 'POT is not installed: pip install "steepest[optim]"')
     ratio, span = median_interval(numbers("noise", "curved-one-step"))
     ctx.against("curved flows (VP, sub-VP)", ratio, span, what="one step, noise to moons")
-    ctx.note("Translation stops where the loss of held-out samples is smallest; adaptation trains for 300 steps, "
-             "a number that was fixed after a look at longer runs.")  # fmt: skip
+    ctx.note(
+        "Translation stops where the loss of held-out samples is smallest; adaptation trains for as many steps as "
+        "translation may. That 300 are better was seen on the test half, so they have no verdict."
+    )
     calls = [f"{name} {np.median(numbers('noise', f'nfe {name}')):.0f}" for name in ("1-flow", "2-flow", *CURVED)]
     ctx.note(f"Evaluations by RK45, noise to moons: {', '.join(calls)}.")
