@@ -220,7 +220,7 @@ def new_method(
     except (ValueError, FileExistsError) as error:
         _fail(str(error))
     console.print("\nBy hand, in this order (CONTRIBUTING.md says how):")
-    row = "" if known else f'Method("{key}", "{area}", "{name}", "One plain sentence.", "surname2026word"),'
+    row = "" if known else f'Method("{key}", "{area}", "{name}", "One plain sentence.", "surnameYEARword"),'
     for file, line in (
         ("src/steepest/studies/registry.py", row),
         ("src/steepest/references.bib", "" if known else "the paper's entry, every field on a line of its own"),

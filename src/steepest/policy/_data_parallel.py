@@ -58,7 +58,7 @@ class DataParallel(Base):
     def _backward(self, optimizer: torch.optim.Optimizer, loss: Tensor, what: str, n: int) -> float:
         """Set the gradients of the mean loss of all ranks, and give it; on all alike it is finite or an error."""
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         mean = loss.detach().clone()
         all_reduce_mean([mean, *gradients], self.process_group)
