@@ -135,7 +135,7 @@ NAME_SLOTS: dict[str, int] = {
     "kernel density": 7, "Adam, held-out": 6,
     # policies
     "MDPO": 2, "MDPO, off-policy": 2, "PPO": 6, "TRPO": 7, "SAC, fixed": 1, "SAC, auto": 6, "KL weight 0.3": 1,
-    "KL weight 1": 2, "KL weight 3": 3, "CleanRL SAC": 7, "CleanRL PPO": 8,
+    "KL weight 1": 2, "KL weight 3": 3, "CleanRL SAC": 5, "CleanRL PPO": 4,
     "N-PG-IGT": 1, "N-HARPG": 2, "HARPG": 3, "momentum": 4, "policy gradient": 5, "A2C": 4, "one gradient": 8,
     "proved for N-PG-IGT": 8, "proved for policy gradient": 8,
     # particles and convex networks
