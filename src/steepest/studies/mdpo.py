@@ -103,7 +103,7 @@ FIGURES = [
            "return in the last quarter", log_x=True,
            methods=("KL weight 0.3", "KL weight 1", "KL weight 3"),
            caption="CartPole, 8192 steps, learning rate 3e-3; median and range over seeds."),
-    Figure("pendulum", "Pendulum from a replay buffer: a learned temperature beats both fixed ones", "pendulum", "environment steps",
+    Figure("pendulum", "On Pendulum a learned temperature beats both fixed ones", "pendulum", "environment steps",
            "return of the last 10 episodes", methods=("MDPO, off-policy", "SAC, fixed", "SAC, auto", "CleanRL SAC"),
            caption="Each tuned over three settings; CleanRL's script, where it is given, with its own; median and "
            "10-90 % band over seeds."),
