@@ -56,6 +56,12 @@ class Setting:
     test: int
     rounds: int = 2
     fine: int = 30  # steps of the measure of straightness
+    batch: int = 256
+
+    @property
+    def training(self) -> dict[str, int]:
+        """What every training of this scale is given."""
+        return {"n_steps": self.steps, "batch_size": self.batch}
 
 
 @dataclass
@@ -172,18 +178,15 @@ class Samples:
 def first_flow(source: str, target: str, setting: Setting, seed: int, **options: Any) -> FlowFit:
     """A 1-flow on fresh independent pairs."""
     flow = RectifiedFlow(MLPVelocity(2, seed=seed), **options)
-    return fit_flow(flow, CLOUDS[source], CLOUDS[target], n_steps=setting.steps, generator=seed, **TRAINING)
+    return fit_flow(flow, CLOUDS[source], CLOUDS[target], generator=seed, **setting.training, **TRAINING)
 
 
 def further_rounds(first: FlowFit, source: str, setting: Setting, seed: int) -> list[FlowFit]:
     """The flow and `rounds - 1` reflows of it, each on fresh pairs of the one before."""
     fits = [first]
     for k in range(1, setting.rounds):
-        fits.append(
-            reflow(
-                fits[-1].flow, CLOUDS[source], n_pairs=setting.pairs, n_steps=setting.steps, generator=seed + 1000 * k
-            )
-        )
+        pairs = {"n_pairs": setting.pairs, "generator": seed + 1000 * k}
+        fits.append(reflow(fits[-1].flow, CLOUDS[source], **pairs, **setting.training))
     return fits
 
 
@@ -223,7 +226,7 @@ def between_clouds(work: tuple[Setting, int]) -> Found:
     found.curves["drift", "one step"] = [(k, value / test.floor) for k, value in enumerate(one, 1)]
     numbers["rounds V"] = float(crossing(fits[0].flow, test.x0, test.x1, n_times=16, generator=seed))
     distilled = distill(
-        fits[1].flow, eight_gaussians, n_pairs=setting.pairs, n_steps=setting.steps, generator=seed + 5000, **TRAINING
+        fits[1].flow, eight_gaussians, n_pairs=setting.pairs, generator=seed + 5000, **setting.training, **TRAINING
     )
     end = distilled.flow.sample(test.x0, steps=1, **EULER).x
     numbers["distilled"] = distance(end, test.x1) / distance(ends[0], test.x1)
