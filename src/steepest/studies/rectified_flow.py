@@ -190,7 +190,7 @@ REASONS: dict[str, str] = {
     "least-squares-plain": "what a bare loop leaves out is the gradient's norm, which the history keeps for each step "
     "(about 25 microseconds of 1.2 milliseconds), and the check that a step is finite; on a network this small the "
     "ratio also varies by 0.05 from turn to turn.",
-    "distilled": "at quick the 2-flow and the distilled one learn from 3,000 pairs for 1,200 steps each, and their "
+    "distilled": "at quick the 2-flow and the distilled one learn from 2,500 pairs for 1,050 steps each, and their "
     "errors add to that of the 1-flow; with 10,000 pairs and 5,000 steps the ratio was 0.99.",
     "adaptation": "the longer the flow is trained, the less is gained: over three seeds 16 to 26 points after 400 "
     "steps, 4 to 16 after 1,000, -3 to 8 after 2,000. Matching distributions does not match classes, and the loss on "
@@ -232,8 +232,8 @@ def run(ctx: Context) -> None:
         paper.run_paper(ctx)
         return
     plan = ctx.pick(
-        quick=Plan(Setting(1200, 3000, 2000, batch=128), Sizes(16, 400, 2000), Sizes(16, 400, 0), Setting(0, 0, 0),
-                   (60, 5), 5000),
+        quick=Plan(Setting(1050, 2500, 1500, fine=20, batch=128), Sizes(16, 350, 1000), Sizes(16, 350, 0),
+                   Setting(0, 0, 0), (40, 3), 5000),
         full=Plan(Setting(5000, 10_000, 2000, rounds=3, fine=50), Sizes(64, 2000, 5000, 256), Sizes(16, 1200, 0),
                   Setting(1000, 3000, 2000), (150, 11), 20_000),
         paper=None,
