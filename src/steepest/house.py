@@ -92,8 +92,8 @@ def public_name(word: str) -> tuple[Place, list[str]] | None:
 
     Examples
     --------
-    >>> public_name("AdamP")[1]
-    ['adamp', 'target-surrogate']
+    >>> public_name("minimize_cbo")[1]
+    ['cbo']
     """
     for room in _rooms():
         module = importlib.import_module(f"steepest.{room}")
