@@ -231,7 +231,7 @@ def run(ctx: Context) -> None:
         paper.run_paper(ctx)
         return
     plan = ctx.pick(
-        quick=Plan(Setting(1200, 3000, 1500, fine=20, batch=128, curved=("VP",)), Sizes(16, 300, 1000),
+        quick=Plan(Setting(1200, 3000, 2000, fine=20, batch=128, curved=("VP",)), Sizes(16, 300, 1000),
                    Sizes(16, 350, 0), Setting(0, 0, 0), (40, 3), 5000),
         full=Plan(Setting(5000, 10_000, 2000, rounds=3, fine=50), Sizes(64, 2000, 5000, 256), Sizes(16, 1200, 0),
                   Setting(1000, 3000, 2000), (150, 11), 20_000),
