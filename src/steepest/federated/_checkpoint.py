@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steepest.core.checkpoints import write_checkpoint
 from steepest.core.errors import value_error
 from steepest.federated.engine import ServerRule
 
 __all__ = ["FORMAT", "plain_arguments", "read_checkpoint", "rule_from", "write_checkpoint"]
 
 FORMAT = 1
-
-
-def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write to a temporary name, then rename, so that a crash leaves the last whole file."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".tmp")
-    os.close(handle)
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def plain_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:

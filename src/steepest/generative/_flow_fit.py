@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.core.checkpoints import write_checkpoint
 from steepest.core.errors import (
     at_least,
     boolean,
@@ -292,21 +292,13 @@ class _Run:
         self.fit.history["val"].append((self.fit.n_steps, total))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a temporary name, then rename: a crash leaves the last whole file."""
+        """Write all that a resumption needs, whole or not at all."""
         fit, device = self.fit, self.parameters[0].device
         state = {"format": FORMAT, "step": fit.n_steps, "n_nonfinite": fit.n_nonfinite, "streak": self.streak,
                  "averaged": self.averaged, "shadow": self.shadow, "flow": self.flow.state_dict(),
                  "optimizer": self.optimizer.state_dict(), "history": fit.history,
                  "generator": self.generator.get_state(), "own_stream": _stream_states(device)}  # fmt: skip
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".tmp")
-        os.close(handle)
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_checkpoint(state, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file that `save` wrote."""
