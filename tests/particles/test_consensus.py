@@ -92,6 +92,17 @@ def test_narrow_draws_are_float32_normals() -> None:
     np.testing.assert_array_equal(got, cbo(x, draw=None, alpha=1.0, sigma=1.0).population)  # the default on CPUs
 
 
+@pytest.mark.parametrize("draw", ["native", "float32"])
+@pytest.mark.parametrize("noise", ["anisotropic", "isotropic"])
+def test_draws_in_blocks_are_those_of_one_draw(noise: str, draw: str) -> None:
+    x = ensemble(700, 60)  # more numbers than a block
+    (xi,) = normals(3, x.shape, dtype=torch.float32 if draw == "float32" else torch.float64)
+    got = cbo(x, alpha=1.0, sigma=1.0, noise=noise, draw=draw)
+    D = x - consensus_point(x, bowl(x), 1.0)
+    far = D if noise == "anisotropic" else np.sqrt((D**2).sum(1, keepdims=True))
+    np.testing.assert_allclose(got.population, x - 0.01 * D + 0.1 * far * xi, rtol=1e-12)
+
+
 def test_gradient_drift_by_hand() -> None:
     x = ensemble()
     c = consensus_point(x, bowl(x), 2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from steepest.core.random import torch_generator
 from steepest.particles._weights import float_array
 
 __all__ = ["Box", "Normals", "check_functions", "first_swarm", "point_of", "read_bounds"]
+
+BLOCK = 1 << 15  # numbers drawn at a time
+ALIGN = 16  # numbers that torch's generator draws at a time
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Box:
 
 
 class Normals:
-    """Standard normal draws for a swarm, in buffers made once.
+    """Standard normal draws for a swarm, in a buffer made once: on a CPU as many rows at a time as a cache holds.
 
     torch draws float32 normals several times faster than float64 ones; ``draw="float32"`` copies them into the
     particles' dtype.
@@ -50,18 +54,29 @@ class Normals:
 
     def __init__(self, x: Tensor, generator: torch.Generator, draw: str | None) -> None:
         self.generator = generator
-        self.buffer = torch.empty_like(x)
+        rows = len(x)
+        if x.device.type == "cpu":  # whole vectors of the generator: blocks then draw what one draw would
+            rows = min(rows, max(1, BLOCK // (ALIGN * x.shape[1])) * ALIGN)
+        self.buffer = x.new_empty((rows, x.shape[1]))
         narrow = draw == "float32" or (draw is None and x.device.type == "cpu")
-        self.narrow = (
-            torch.empty(x.shape, dtype=torch.float32, device=x.device) if narrow and x.dtype == torch.float64 else None
-        )
+        self.narrow = self.buffer.float() if narrow and x.dtype == torch.float64 else None
 
-    def __call__(self, n: int) -> Tensor:
-        """Fill and return the first `n` rows of the buffer."""
-        drawn = self.buffer[:n]
-        if self.narrow is None:
-            return drawn.normal_(generator=self.generator)
-        return drawn.copy_(self.narrow[:n].normal_(generator=self.generator))
+    def blocks(self, n: int) -> Iterator[tuple[slice, Tensor]]:
+        """Draw for `n` particles: rows and their draws, which the next block overwrites."""
+        for start in range(0, n, len(self.buffer)):
+            rows = slice(start, min(start + len(self.buffer), n))
+            drawn = self.buffer[: rows.stop - start]
+            if self.narrow is None:
+                drawn.normal_(generator=self.generator)
+            else:
+                drawn.copy_(self.narrow[: len(drawn)].normal_(generator=self.generator))
+            yield rows, drawn
+
+    def shake(self, x: Tensor, width: float) -> Tensor:
+        """Add draws times `width` to the particles `x`, in place."""
+        for rows, xi in self.blocks(len(x)):
+            x[rows].add_(xi, alpha=width)
+        return x
 
 
 def check_functions(**functions: Any) -> None:
@@ -128,8 +143,9 @@ def first_swarm(
             raise value_error("x0", "within bounds", x0)
     generator = torch_generator(seed, x.device)
     if x.ndim == 1:
-        normals = Normals(x.new_empty((n, d)), generator, draw)
-        x = torch.add(x, normals(n), alpha=std)
+        x = x.repeat(n, 1)
+        normals = Normals(x, generator, draw)
+        normals.shake(x, std)
         if box is not None:
             box.reflect(x)
         return x, box, generator, normals, as_array

@@ -27,6 +27,7 @@ class Hopping(Run):
         self,
         objective: Objective,
         c: Tensor,
+        n: int,
         normals: Normals,
         alpha: float,
         s: float,
@@ -38,14 +39,14 @@ class Hopping(Run):
         super().__init__(objective, return_all)
         self.c, self.normals, self.alpha, self.s = c, normals, alpha, s
         self.factor, self.every, self.tol, self.k = factor, every, tol, 0
-        self.x = c.expand(len(normals.buffer), -1).clone()
+        self.x = c.repeat(n, 1)
         self.f = c.new_full((len(self.x),), math.inf, dtype=torch.float64)
         self.D = torch.empty_like(self.x)
         self.path = [c.clone()]
 
     def step(self) -> Progress:
         """Draw, average, hop."""
-        torch.add(self.c, self.normals(len(self.x)), alpha=self.s, out=self.x)
+        self.normals.shake(self.x.copy_(self.c.expand_as(self.x)), self.s)
         self.f = self.objective(self.x, self.D)
         c, before = weighted_mean(weights(self.f, self.alpha), self.x), self.c
         D = torch.sub(self.x, c, out=self.D)

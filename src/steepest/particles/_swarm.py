@@ -123,12 +123,9 @@ class Swarm(Run):
         s = self.s
         x.add_(D, alpha=-s.lam * s.dt)
         if s.sigma > 0:
-            xi = self.normals(len(x))
-            if s.noise == "isotropic":
-                xi.mul_(torch.linalg.vector_norm(D, dim=1, keepdim=True))
-                x.add_(xi, alpha=s.sigma * math.sqrt(s.dt))
-            else:
-                x.addcmul_(D, xi, value=s.sigma * math.sqrt(s.dt))
+            for rows, xi in self.normals.blocks(len(x)):
+                far = D[rows] if s.noise == "anisotropic" else torch.linalg.vector_norm(D[rows], dim=1, keepdim=True)
+                x[rows].addcmul_(far, xi, value=s.sigma * math.sqrt(s.dt))
         if not self._settle(x, D):
             return False
         if s.gradient_weight > 0:
@@ -150,7 +147,7 @@ class Swarm(Run):
         s = self.s
         if s.stagnation_tol > 0:
             if self.before is not None and float((self.c - self.before).abs().max()) < s.stagnation_tol:
-                self.x.add_(self.normals(len(self.x)), alpha=s.sigma * math.sqrt(s.dt))
+                self.normals.shake(self.x, s.sigma * math.sqrt(s.dt))
                 if self.box is not None:
                     self.box.reflect(self.x)
             self.before = self.c.clone()

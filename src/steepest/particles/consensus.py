@@ -360,12 +360,12 @@ def consensus_hopping(
             raise value_error("alpha", "finite when step is given", alpha)
         sigma = math.sqrt(step / alpha)
     c, as_array = point_of("x0", x0, (1,))
-    normals = Normals(c.new_empty((n_particles, len(c))), torch_generator(seed, c.device), draw)
+    normals = Normals(c.expand(n_particles, -1), torch_generator(seed, c.device), draw)
     s = SIGMA_HOPPING if sigma is None else float(sigma)
     args = args if isinstance(args, tuple) else (args,)
     with row_mapper(fun, args, workers) as rows:
         objective = Objective(fun, args, as_array, vectorized, rows)
-        run = Hopping(objective, c, normals, float(alpha), s, sigma_factor, sigma_every, tol, return_all)
+        run = Hopping(objective, c, n_particles, normals, float(alpha), s, sigma_factor, sigma_every, tol, return_all)
         return run.result(maxiter, callback)
 
 
