@@ -122,8 +122,8 @@ class Run(ABC):
     def _filled(self, found: OptimizeResult, status: Status, trail: dict[str, Any] | None = None) -> OptimizeResult:
         found.update(
             x=self.out(self.objective.best_x), fun=self.objective.best_fun, consensus=self.out(self.c),
-            fun_consensus=self.fun_consensus, spread=self.spread,
-            population=self.objective.given(self.x), population_fun=self.objective.given(self.f), status=int(status), success=status is Status.CONVERGED,
+            fun_consensus=self.fun_consensus, spread=self.spread, population=self.objective.given(self.x),
+            population_fun=self.objective.given(self.f), status=int(status), success=status is Status.CONVERGED,
             message=MESSAGES[status], nfev=self.objective.nfev, njev=self.objective.njev, **(trail or {}),
         )  # fmt: skip
         self.report(found)
