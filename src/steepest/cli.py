@@ -504,6 +504,28 @@ def scoreboard(
 
 
 @app.command()
+def verdicts(
+    folder: Annotated[Path, typer.Argument(help="The pages, one KEY.md for each method.")] = Path("docs/methods"),
+    out: Annotated[Path, typer.Option("--out", help="The store with the runs.")] = Path("steepest-results"),
+) -> None:
+    """Write what was measured of each claim into the methods' pages, from the widest and newest runs of a store."""
+    from steepest import verdicts as pages
+    from steepest.core.records import Store, write_atomically
+    from steepest.studies import registry
+
+    every, written = list(Store(out).runs()), 0
+    for key in registry.METHODS:
+        page, runs = folder / f"{key}.md", pages.newest(every, key)
+        if page.is_file() and runs:
+            found = pages.table(registry.load_study(key).CLAIMS, runs)
+            write_atomically(page, pages.splice(page.read_text("utf-8"), found))
+            written += 1
+    if not written:
+        _fail(f"no page of {folder} has a run in {out}: `steepest run --out {out}` makes them")
+    _console().print(f"{written} pages in {folder}", soft_wrap=True)
+
+
+@app.command()
 def cite(key: Annotated[str, typer.Argument(help="A method's key.")]) -> None:
     """Print the paper's BibTeX entry."""
     from steepest.studies import bibliography, registry
