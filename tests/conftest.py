@@ -1,11 +1,14 @@
-"""Shared by all tests: studies write nowhere but where a test says, and torch keeps to one thread."""
+"""Shared by all tests: studies write nowhere but where a test says, torch keeps to one thread, and Ray starts once."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from tests import processes
+
 torch.set_num_threads(1)
+processes.import_once()
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +25,33 @@ def _global_random_state_is_neither_read_nor_advanced():
     torch.manual_seed(20_261_124)
     yield
     torch.random.set_rng_state(before)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests on Ray next to one another and first: one start serves them all."""
+    items.sort(key=lambda item: not on_ray(item))
+
+
+def on_ray(item) -> bool:
+    return "ray" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture
+def ray(request, monkeypatch):
+    """A local Ray, which stays for the next test that asks for it."""
+    ray = pytest.importorskip("ray")
+    if not ray.is_initialized():
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(request.config.rootpath))  # its workers find the tests' functions
+            patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return ray
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Stop Ray if the next test does not use it."""
+    if on_ray(item) and not (nextitem and on_ray(nextitem)):
+        import ray
+
+        ray.shutdown()

@@ -457,25 +457,19 @@ def bsvrb_with(module, monkeypatch, problem, variant, n):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_numbers_for_any_number_of_workers(monkeypatch):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+def test_ray_gives_the_same_numbers_for_any_number_of_workers(ray):
     problem, _ = noisy(m=12)
     options = {"lr_x": 0.05, "lr_y": 0.1, "blocks_per_step": 5, "batch_size": 2, "maxiter": 3}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        for variant in ("v1", "v2"):
-            one, two = (bsvrb(problem, variant=variant, backend="ray", num_workers=n, **options) for n in (1, 2))
-            here = bsvrb(problem, variant=variant, **options)
-            for key in ("x", "y", "v"):
-                assert torch.equal(one[key], two[key])
-                assert torch.allclose(one[key], here[key], rtol=1e-11, atol=1e-12)
-            assert one.counts == two.counts == here.counts
-        assert ray.is_initialized()  # the caller's cluster is left running
-        broken = bsvrb(problem, backend="ray", num_workers=2, **options | {"lr_y": 1e200})
-        assert broken.status == 2
-    finally:
-        ray.shutdown()
+    for variant in ("v1", "v2"):
+        one, two = (bsvrb(problem, variant=variant, backend="ray", num_workers=n, **options) for n in (1, 2))
+        here = bsvrb(problem, variant=variant, **options)
+        for key in ("x", "y", "v"):
+            assert torch.equal(one[key], two[key])
+            assert torch.allclose(one[key], here[key], rtol=1e-11, atol=1e-12)
+        assert one.counts == two.counts == here.counts
+    assert ray.is_initialized()  # the caller's cluster is left running
+    broken = bsvrb(problem, backend="ray", num_workers=2, **options | {"lr_y": 1e200})
+    assert broken.status == 2
 
 
 # -------------------------------------------------------------------------------------------------------------- misuse

@@ -9,6 +9,7 @@ import torch
 
 from steepest.convex import ConvexReLURegressor
 from steepest.convex._sharded import run_shard
+from tests import processes
 from tests.convex.test_relu_network import problem, program, quiet_fit
 
 KEEP = ("objective", "primal_residual", "dual_residual", "accuracy")
@@ -37,7 +38,7 @@ def rank_of_two(rank, folder):
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path):
-    torch.multiprocessing.spawn(rank_of_two, args=(str(tmp_path),), nprocs=2)
+    processes.on_two_ranks(rank_of_two, str(tmp_path))
     alone = shard()
     first, second = (torch.load(f"{tmp_path}/{rank}.pt", weights_only=True) for rank in range(2))
     for k, whole in enumerate((alone.copies.z, alone.copies.nu)):
@@ -62,8 +63,8 @@ def test_a_shard_that_holds_all_patterns_ends_at_the_optimum():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_ray_workers_give_the_same_fit():
-    pytest.importorskip("ray")
     X, _, y = problem(10, 2)
     model = ConvexReLURegressor(n_patterns=10, beta=0.1, tol=1e-4, max_iter=3000, random_state=0)
     alone = quiet_fit(model, X, y).objective_

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from steepest.core.distributed import all_reduce_mean, all_reduce_sum, group_rank, group_size, resolve_group
+from tests import processes
 
 
 def worker(rank: int, folder: str) -> None:
@@ -26,7 +26,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_reduce(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    processes.on_two_ranks(worker, str(tmp_path))
 
 
 def test_one_process_is_the_identity():

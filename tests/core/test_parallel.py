@@ -45,26 +45,19 @@ def test_workers_have_one_thread_each_whatever_the_environment_says(monkeypatch)
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_numbers_and_the_first_exception(monkeypatch):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
+@pytest.mark.usefixtures("ray")
+def test_ray_gives_the_same_numbers_and_the_first_exception():
     def local_draw(seed):  # a closure travels by value
         if seed == "bad":
             raise ZeroDivisionError("bad seed")
         return float(torch.rand(1, generator=torch_generator(seed)))
 
-    seeds = child_seeds(0, 5)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        shares = []
-        found = ordered_map(local_draw, seeds, backend="ray", n_workers=2, progress=shares.append)
-        assert found == [draw(s) for s in seeds]
-        assert shares[-1] == 1.0
-        with pytest.raises(ZeroDivisionError, match="bad seed"):
-            ordered_map(local_draw, [1, "bad"], backend="ray")
-    finally:
-        ray.shutdown()
+    seeds, shares = child_seeds(0, 5), []
+    found = ordered_map(local_draw, seeds, backend="ray", n_workers=2, progress=shares.append)
+    assert found == [draw(s) for s in seeds]
+    assert shares[-1] == 1.0
+    with pytest.raises(ZeroDivisionError, match="bad seed"):
+        ordered_map(local_draw, [1, "bad"], backend="ray")
 
 
 @pytest.mark.slow

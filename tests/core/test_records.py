@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import multiprocessing as mp
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from steepest.core import records
 from steepest.core.errors import SteepestWarning
 from steepest.core.records import ClaimResult, Environment, RunRecord, Series, Store, run_id, write_atomically
+from tests import processes
 
 ENVIRONMENT = Environment(
     python="3.11", system="Linux", processor="cpu", cores=2, threads=1, accelerator="none", libraries={"torch": "2"}
@@ -133,11 +133,10 @@ def write_many(root: str, key: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_write_to_one_store(tmp_path):
-    spawn = mp.get_context("spawn")
-    processes = [spawn.Process(target=write_many, args=(str(tmp_path), key)) for key in ("adamp", "sophia")]
-    for p in processes:
+    others = [processes.context().Process(target=write_many, args=(str(tmp_path), key)) for key in ("adamp", "sophia")]
+    for p in others:
         p.start()
-    for p in processes:
+    for p in others:
         p.join()
         assert p.exitcode == 0
     runs = list(Store(tmp_path).runs())

@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steepest.curvature import EmpiricalFisherInverse, SlidingFisherInverse
 from steepest.curvature._sliding_fisher import correct_inverse
+from tests import processes
 
 D = 200
 
@@ -460,7 +460,7 @@ def _shard(rank, world, store, out):
 
 
 def test_columns_shard_over_processes(tmp_path):
-    mp.spawn(_shard, args=(2, tmp_path / "store", tmp_path / "r"), nprocs=2)
+    processes.on_two_ranks(_shard, 2, tmp_path / "store", tmp_path / "r")
     parts = [torch.load(tmp_path / f"r{rank}.pt", weights_only=True) for rank in range(2)]
     G = gaussian(9, 40)
     F = dense_fisher(G[-6:], 1e-3)

@@ -28,6 +28,7 @@ from steepest.curvature import (
 )
 from steepest.curvature.losses import loss_weight, output_hessian, sampled_factors
 from steepest.curvature.vectors import probe_like, probes
+from tests import processes
 
 
 def gen(seed):
@@ -622,7 +623,7 @@ def _shard(rank, folder, X, y):
 @pytest.mark.slow
 def test_two_processes_hold_one_operator(tmp_path):
     X, y = targets("real", 7, 4, 5), targets("classes", 7, 3)
-    torch.multiprocessing.spawn(_shard, (str(tmp_path), X, y), nprocs=2)
+    processes.on_two_ranks(_shard, str(tmp_path), X, y)
     assert torch.equal(torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt"))
 
 

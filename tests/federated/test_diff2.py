@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -600,10 +599,8 @@ def test_unstable_settings_are_warned_of():
 
 
 @pytest.mark.slow
-def test_on_ray(monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # workers find this file's functions
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+@pytest.mark.usefixtures("ray")
+def test_on_ray():
     from steepest.federated import RayEngine
 
     options = {**OPTIONS, "routine": "bvr-l-sgd", "local_steps": 2}

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -512,10 +511,8 @@ def test_a_value_that_is_not_finite_ends_the_run(at, round_, vectorized):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_run(monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # workers find this file's functions
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+@pytest.mark.usefixtures("ray")
+def test_ray_gives_the_same_run():
     from steepest.federated import RayEngine
 
     fs = [lambda x, c=c: float(((x - c) ** 2).sum()) for c in CENTERS]

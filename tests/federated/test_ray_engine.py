@@ -21,16 +21,6 @@ from tests.federated.quadratics import CENTERS, START, quadratics
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A local Ray, shared by the tests; its workers are still each engine's own."""
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
-
-
 def asleep(center, seconds):
     """A quadratic client that takes a while."""
     c = torch.as_tensor(center, dtype=torch.float64)
@@ -67,7 +57,7 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_rule_in_step_gives_the_same_model_on_both_engines(cluster):
+def test_a_rule_in_step_gives_the_same_model_on_both_engines(ray):
     clients = quadratics(noise=0.3)
     simulated = SimulatedEngine(clients, seed=7).run(FedAvg(), START, max_aggregations=5)
     real = RayEngine(clients, workers=2, seed=7).run(FedAvg(), START, max_aggregations=5)
@@ -76,7 +66,7 @@ def test_a_rule_in_step_gives_the_same_model_on_both_engines(cluster):
     assert (real.n_tasks, real.bytes_up, real.message) == (
         simulated.n_tasks, simulated.bytes_up, simulated.message,
     )  # fmt: skip
-    assert cluster.is_initialized()
+    assert ray.is_initialized()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +74,7 @@ def test_a_rule_in_step_gives_the_same_model_on_both_engines(cluster):
     [AsyncFedAvg, lambda: FedBuff(3, restart="immediate"), lambda: FedFix(0.15)],
     ids=["AsyncFedAvg", "FedBuff", "FedFix"],
 )
-def test_a_replay_of_a_real_run_makes_the_same_model(cluster, make):
+def test_a_replay_of_a_real_run_makes_the_same_model(ray, make):
     clients = [asleep(c, s) for c, s in zip(CENTERS, (0.02, 0.1, 0.05, 0.03), strict=True)]
     result = RayEngine(clients, workers=2, record=("events", "aggregations")).run(make(), START, until=1.5)
     assert result.nit >= 5
@@ -93,7 +83,7 @@ def test_a_replay_of_a_real_run_makes_the_same_model(cluster, make):
     assert 1.5 <= result.time < 1.7
 
 
-def test_one_dies_one_hangs_one_returns_nan_and_the_run_goes_on(cluster):
+def test_one_dies_one_hangs_one_returns_nan_and_the_run_goes_on(ray):
     def broken(kind):
         def fit(model, task):
             if kind == "dies":
@@ -121,7 +111,7 @@ def test_one_dies_one_hangs_one_returns_nan_and_the_run_goes_on(cluster):
     assert {(f.task.client, f.kind) for f in result.failures} == {(2, "died"), (5, "timeout"), (9, "nonfinite")}
 
 
-def test_a_reply_that_dies_with_its_process_is_not_a_failure_of_its_client(cluster):
+def test_a_reply_that_dies_with_its_process_is_not_a_failure_of_its_client(ray):
     def dies(model, task):
         os._exit(1)
 
@@ -132,7 +122,7 @@ def test_a_reply_that_dies_with_its_process_is_not_a_failure_of_its_client(clust
     assert [(f.task.client, f.kind) for f in result.failures] == [(3, "died")] * 2
 
 
-def test_a_client_that_died_comes_back_as_it_was_and_a_restarted_server_goes_on(cluster, tmp_path):
+def test_a_client_that_died_comes_back_as_it_was_and_a_restarted_server_goes_on(ray, tmp_path):
     clients = [Counter(), *quadratics()[:2]]
     engine = RayEngine(clients, workers=3)
     first = engine.run(FedAvg(), START, max_aggregations=4, checkpoint=tmp_path / "run.pt")
@@ -150,7 +140,7 @@ def test_a_client_that_died_comes_back_as_it_was_and_a_restarted_server_goes_on(
     torch.testing.assert_close(again.model, whole.model)
 
 
-def test_emulated_times_are_the_simulated_ones_and_a_hang_without_limit_is_said(cluster):
+def test_emulated_times_are_the_simulated_ones_and_a_hang_without_limit_is_said(ray):
     times = [0.4, 0.15, 0.35, 0.1]
     simulated = SimulatedEngine(quadratics(), speeds=times).run(FedFix(0.25), START, until=2.6)
     real = RayEngine(quadratics(), workers=4, emulate_speeds=times).run(FedFix(0.25), START, until=2.6)

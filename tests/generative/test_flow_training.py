@@ -252,9 +252,9 @@ def test_pairs_do_not_depend_on_the_workers(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_pairs_from_ray_are_the_same():
-    pytest.importorskip("ray")
     torch.set_num_threads(1)
 
     def draw(n, generator):  # a local function travels by value: workers need not find this file

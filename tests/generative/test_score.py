@@ -2,10 +2,8 @@
 
 import logging
 import math
-import multiprocessing
 import pickle
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 
 import numpy as np
@@ -23,6 +21,7 @@ from steepest.generative._score_problem import Inputs, ScoreProblem, Standardiza
 from steepest.generative._stopping import label_noise
 from steepest.generative._tangent_kernel import TwoLayerReLU, relu_ntk
 from steepest.generative.score import ScoreRegression
+from tests import processes
 
 MODES = GaussianMixtureScore([0.5, 0.5], [[1.5, 0.0], [-1.5, 0.0]], np.stack([0.15 * np.eye(2)] * 2))
 X = MODES.sample(200, generator=2)
@@ -277,7 +276,7 @@ def _two_ranks():
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one(tmp_path):
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(2) as pool:
         first, second = pool.map(_rank, range(2), [tmp_path] * 2)
     U, Y, net = _two_ranks()
     descent = FullBatch(net, U, Y)

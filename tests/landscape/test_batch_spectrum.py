@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 
 import numpy as np
@@ -27,6 +25,7 @@ from steepest.landscape import (
 )
 from steepest.landscape._curvature_steps import CurvatureSteps, Measured
 from steepest.landscape._learning_rates import population_extreme, saturation_batch
+from tests import processes
 
 # ------------------------------------------------------------------------------------------------------- the formulas
 
@@ -526,7 +525,7 @@ def _rank(rank, folder):
 
 @pytest.mark.slow
 def test_two_ranks_decide_as_one(tmp_path):
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(2) as pool:
         first, second = pool.map(_rank, range(2), [tmp_path] * 2)
     assert first[:3] == second[:3]
     assert (first[3], second[3]) == (9, 8)

@@ -17,12 +17,10 @@ import copy
 import gc
 import io
 import math
-import multiprocessing
 import pickle
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +32,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from steepest.core.errors import SteepestWarning
+from tests import processes
 
 SHAPES = [(4, 3, 3, 3), (6, 5), (7,), ()]
 
@@ -660,7 +659,7 @@ def check_two_processes(cases: list[Case]) -> None:
             torch.save({"opt": opt.state_dict(), "params": values(params)}, Path(folder) / f"{case.name}.pt")
             case.train(opt, params, 3, start=3)
             expected[case.name] = values(params)
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with processes.pool(2) as pool:
             jobs = [pool.submit(_rank, rank, folder, cases) for rank in range(2)]
             ranks = [job.result(timeout=240) for job in jobs]
     for case in cases:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from functools import partial
 
@@ -17,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from steepest.optim import SGDP, AdamP, EffectiveStepMonitor, effective_step
+from tests import processes
 from tests.optim.check_optimizer import OPTIMIZER_CHECKS, Case, check_two_processes, gap, parameters, same, values
 
 CASES = [
@@ -311,7 +310,7 @@ def test_the_stored_momentum_is_not_projected():
 @pytest.mark.slow
 def test_sharded_parameters_take_the_steps_of_whole_ones(tmp_path):
     """FSDP2: rows on two ranks in unequal numbers, decisions of the whole tensor."""
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(2) as pool:
         jobs = [pool.submit(sharded_rank, rank, f"file://{tmp_path}/meeting") for rank in range(2)]
         ranks = [job.result(timeout=240) for job in jobs]
     for rank in ranks:

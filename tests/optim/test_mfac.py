@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
 from steepest.optim import MFAC, mfac_prune
+from tests import processes
 from tests.optim.check_optimizer import OPTIMIZER_CHECKS, Case, check_two_processes
 
 
@@ -434,7 +434,7 @@ def shardable():
 
 @pytest.mark.slow
 def test_columns_shard_over_processes(tmp_path):
-    mp.spawn(_replicated, args=(2, tmp_path / "store", str(tmp_path / "r")), nprocs=2)
+    processes.on_two_ranks(_replicated, 2, tmp_path / "store", str(tmp_path / "r"))
     params, late = tensors(*SHAPES), tensors((3,), seed=77)
     optimizer = MFAC(params, 0.05, 0.5, 0.1, window=4, damping=0.1)
     for step in range(9):

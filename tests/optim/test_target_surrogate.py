@@ -2,9 +2,7 @@
 
 import copy
 import math
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 from steepest.core.errors import ConvergenceWarning
 from steepest.optim._surrogate import DIVERGENCES, Surrogate, Targets
 from steepest.optim.target_surrogate import TargetSurrogate
+from tests import processes
 from tests.optim import check_optimizer as family
 from tests.optim.check_optimizer import gap, parameters, same, through_a_file, values
 
@@ -746,8 +745,7 @@ def _rank(rank: int, folder: str) -> tuple[list, str]:
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process_with_the_joined_batch():
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=context) as pool:
+    with tempfile.TemporaryDirectory() as folder, processes.pool(1) as pool:
         other = pool.submit(_rank, 1, folder)
         ranks = [_rank(0, folder), other.result(timeout=240)]
     for i, run in enumerate(RUNS):

@@ -612,9 +612,8 @@ def test_processes_give_the_serial_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_ray_gives_the_serial_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
-
+@pytest.mark.usefixtures("ray")
+def test_ray_gives_the_serial_numbers() -> None:
     def local_costly(x: Array, shift: float) -> float:  # Ray's workers cannot import the tests
         return float(((x - shift) ** 2).sum())
 
@@ -623,16 +622,11 @@ def test_ray_gives_the_serial_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("too far")
         return float((x**2).sum())
 
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        shared = minimize_cbo(local_costly, ensemble(), (0.5,), maxiter=3, seed=0, workers="ray")
-        far = ensemble()
-        far[6, 0] = 1e7
-        with pytest.raises(RuntimeError, match="too far") as caught:
-            minimize_cbo(local_picky, far, workers="ray")
-    finally:
-        ray.shutdown()
+    shared = minimize_cbo(local_costly, ensemble(), (0.5,), maxiter=3, seed=0, workers="ray")
+    far = ensemble()
+    far[6, 0] = 1e7
+    with pytest.raises(RuntimeError, match="too far") as caught:
+        minimize_cbo(local_picky, far, workers="ray")
     plain = minimize_cbo(local_costly, ensemble(), (0.5,), maxiter=3, seed=0)
     np.testing.assert_array_equal(shared.population, plain.population)
     assert "particle 6" in str(caught.value)

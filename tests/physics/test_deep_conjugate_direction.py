@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 
 import numpy as np
@@ -22,6 +20,7 @@ from steepest.physics._direction_training import Symmetry, differentiable_produc
 from steepest.physics._poisson import PoissonStencil, poisson_matrix, random_obstacles
 from steepest.physics._ritz import RitzMixtures, matrix_operator, ritz_mixtures, ritz_right_hand_sides
 from steepest.physics.deep_conjugate_direction import DeepConjugateDirection, dcdm
+from tests import processes
 
 SHAPE = (9, 7)
 N = 63
@@ -806,8 +805,7 @@ def _rank(rank, folder):
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process():
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=context) as pool:
+    with tempfile.TemporaryDirectory() as folder, processes.pool(1) as pool:
         other = pool.submit(_rank, 1, folder)
         ranks = [_rank(0, folder), other.result(timeout=240)]
     history, weights = _fit(False)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 
 import numpy as np
@@ -24,6 +22,7 @@ from steepest.physics._particle_sums import copies, entries
 from steepest.physics._particle_training import Batch, Windows, least_squares_skip, random_walk, wanted
 from steepest.physics._upsampling import Upsampler
 from steepest.physics.giorom import GIOROM
+from tests import processes
 
 SMALL = {"hidden": 8, "connectivity_radius": 0.15}
 
@@ -531,7 +530,7 @@ def rank(number: int, folder: str) -> tuple[list[float], list[np.ndarray]]:
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path: object) -> None:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(1) as pool:
         other = pool.submit(rank, 1, str(tmp_path))
         ranks = [rank(0, str(tmp_path)), other.result(timeout=240)]
     losses, weights = ranked_fit(None)
@@ -654,12 +653,11 @@ class TestAllPoints:
         )
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("ray")
     def test_ray_gives_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("ray")
         from steepest.physics import giorom as module
 
         monkeypatch.setattr(module, "SIMULATION_CHUNK", 25)
-        monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         model = GIOROM(**SMALL, latent_grid=6, upsample_order=1).fit([motion(60)], steps=0)
         dense = torch.tensor(motion(60)[:6]).transpose(0, 1)
         serial, ray = (model.simulate(dense, 4, 20, rebase_every=3, backend=b) for b in ("serial", "ray"))

@@ -16,6 +16,7 @@ from steepest.physics._constraint_rows import ConstraintData, constraint_rows, c
 from steepest.physics._pde import PDE, DiffusionSorption1D, NavierStokes2D
 from steepest.physics._pointwise_rows import PointwiseLeastSquares
 from steepest.physics.hard_constraint_moe import HardConstraint, HardConstraintMoE
+from tests import processes
 
 F64 = torch.float64
 
@@ -489,15 +490,9 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_numbers(monkeypatch):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        assert same(results("ray"), results("serial"))
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()
+def test_ray_gives_the_same_numbers(ray):
+    assert same(results("ray"), results("serial"))
+    assert ray.is_initialized()
 
 
 def rank_of_two(rank: int, folder: str) -> None:
@@ -522,7 +517,7 @@ def rank_of_two(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_give_the_same_numbers(tmp_path):
-    torch.multiprocessing.spawn(rank_of_two, args=(str(tmp_path),), nprocs=2)
+    processes.on_two_ranks(rank_of_two, str(tmp_path))
     for rank in range(2):
         saved = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for anchor, found in zip(("none", "global"), saved["found"], strict=True):

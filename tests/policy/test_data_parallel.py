@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from steepest.policy import OffPolicyMDPO, OnPolicyMDPO
 from steepest.policy._data_parallel import log_share
+from tests import processes
 from tests.policy.small_problems import Counter, box
 
 SMALL = {"net_arch": [8]}
@@ -167,7 +168,7 @@ def rank_of_two(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(rank_of_two, args=(str(folder),), nprocs=2)
+    processes.on_two_ranks(rank_of_two, str(folder))
     return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -226,16 +227,6 @@ class Limited(Counter):
     def step(self, action):
         observation, reward, ended, _, info = super().step(action)
         return observation, reward, False, ended, info
-
-
-@pytest.fixture(scope="module")
-def ray():
-    ray = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        yield ray
-        ray.shutdown()
 
 
 @pytest.mark.slow

@@ -394,8 +394,8 @@ def test_global_generators_are_left_alone():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_ray_gives_the_same_numbers():
-    pytest.importorskip("ray")
     serial, ray = (
         make(HARPG, make_vec_env("CartPole-v1", 2), trajectories_per_step=4, collector=collector).learn(100)
         for collector in ("serial", "ray")

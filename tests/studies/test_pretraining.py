@@ -1,7 +1,6 @@
 """Tests of training at the papers' size."""
 
 import math
-import multiprocessing
 import os
 import socket
 
@@ -12,6 +11,7 @@ import torch
 from steepest.studies.context import Unavailable
 from steepest.studies.language import GPTConfig
 from steepest.studies.pretraining import Pretraining, TokenFile, pretrain
+from tests import processes
 
 TINY = GPTConfig(vocab=17, block=8, n_layer=2, n_head=2, n_embd=8)
 SMALL = Pretraining(model=TINY, sequences=4, micro=2, steps=6, warmup=2, eval_each=3, eval_batches=4)
@@ -105,7 +105,7 @@ def _rank(rank, port, queue):
 
 @pytest.mark.slow
 def test_two_processes_agree():
-    context = multiprocessing.get_context("spawn")
+    context = processes.context()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -429,10 +429,17 @@ def test_single_precision_is_solved_in_double_and_rounded():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["processes", "ray"])
-def test_many_problems_have_the_same_numbers_on_workers(backend):
-    if backend == "ray":
-        pytest.importorskip("ray")
+def test_many_problems_have_the_same_numbers_in_processes():
+    check_many_problems("processes")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_many_problems_have_the_same_numbers_on_ray():
+    check_many_problems("ray")
+
+
+def check_many_problems(backend):
     problems = [problem(20, 15, seed) for seed in range(3)]
     serial = sinkhorn_newton_sparse_many(problems, 0.01, stopThr=1e-12)
     spread = sinkhorn_newton_sparse_many(problems, 0.01, stopThr=1e-12, backend=backend, num_workers=2)
