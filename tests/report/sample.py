@@ -126,7 +126,7 @@ def record(
         "started": started,
         "wall_seconds": 38.2,
         "peak_memory_bytes": 412 * 2**20,
-        "code": code_fingerprint(key),
+        "code": changes.get("code") or code_fingerprint(key),
         "environment": Environment(
             python="3.11.7", system="Linux 6.1", processor="Sample CPU", cores=2, threads=1, accelerator="none",
             libraries={"steepest": "0.1.0", "torch": "2.13.0"}, revision="4f1c2ab",
@@ -182,11 +182,15 @@ def fill(root: Path) -> Store:
 
 
 def fill_all(root: Path, n_runs: int = 1) -> Store:
-    """Make a store with good runs of every method."""
+    """Make a store with good runs of every method, of code that has changed since; the newest have their series."""
     store = Store(root)
     for i, key in enumerate(registry.METHODS):
-        for j in range(n_runs):
-            factor = float(np.exp(np.sin(5.1 * i) + 0.5))
-            changes = {"claims": claims(key) + claims(key)[:3]}
-            store.write(record(key, ago=i + 40 * j, factor=factor, **changes), series(key))
+        factor = float(np.exp(np.sin(5.1 * i) + 0.5))
+        newest = record(key, ago=i, factor=factor, claims=claims(key) * 4, code="0" * 16)
+        store.write(newest, series(key))
+        for j in range(1, n_runs):
+            started = newest.started - timedelta(days=j)
+            older = newest.model_copy(update={"id": f"{started:%Y%m%dT%H%M%S}-{key}", "started": started})
+            (root / older.id).mkdir()
+            (root / older.id / "result.json").write_text(older.model_dump_json(), "utf-8")
     return store

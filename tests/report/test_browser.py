@@ -32,7 +32,7 @@ def visit(browser, site):
         tab, said = context.new_page(), []
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.goto((site / name).as_uri())
+        tab.goto(f"{site.as_uri()}/{name}")
         return tab, said
 
     yield go

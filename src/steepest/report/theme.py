@@ -226,7 +226,7 @@ def is_own(key: str, name: str, peers: Iterable[str]) -> bool:
     (True, False, True)
     """
     if key in OWN:
-        return _plain(_base(name)) in map(_plain, OWN[key])
+        return not {_plain(name), _plain(_base(name))}.isdisjoint(map(_plain, OWN[key]))
     plain = _plain(name)
     return _known(_base(name)) is None and not any(_plain(p) and plain.startswith(_plain(p)) for p in peers)
 

@@ -13,7 +13,6 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -95,20 +94,23 @@ def code_fingerprint(key: str) -> str:
             continue
         seen.add(path)
         if path.suffix == ".py":
-            todo |= {file for name in _imports(path) for file in _files(root, name)}
+            todo |= {file for name in _imports(path.read_text(encoding="utf-8")) for file in _files(root, name)}
     digest = hashlib.sha256()
     for path in sorted(seen):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@functools.cache
+def _imports(source: str) -> tuple[str, ...]:
+    """Name what a file of this package imports of it; many studies stand on the same files."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("steepest"):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.startswith("steepest"))
+            found += [a.name for a in node.names if a.name.startswith("steepest")]
+    return tuple(found)
 
 
 def _files(root: Path, module: str) -> list[Path]:

@@ -13,6 +13,7 @@
   };
   const mark = slot => make('svg', { class: 'mk', style: `--c:var(--s${slot})`, 'aria-hidden': 'true' }, make('use', { href: '#m' + slot }));
   const verdict = (name, word) => make('span', { class: 'v ' + name }, make('svg', { 'aria-hidden': 'true' }, make('use', { href: '#i-' + name })), word);
+  const meter = m => make('svg', { class: 'meter', width: m.width, height: m.height, 'aria-hidden': 'true' }, ...m.paths.map(([c, d]) => make('path', { class: c, d })));
   const named = s => [mark(s.slot), make('a', { href: `method/${s.key}.html` }, s.key)];
   const value = (id, big, small = '') => $(id).replaceChildren(big, ...(small ? [' ', make('small', {}, small)] : []));
 
@@ -43,8 +44,7 @@
       if (t.traceback) row.append(make('details', { class: 'wide' }, make('summary', {}, 'Traceback of ' + s.key), make('div', { class: 'log', tabindex: 0 }, t.traceback)));
       return row;
     }
-    const cells = make('span', { class: 'meter', 'aria-hidden': 'true' }, ...[...(s.cells || '')].filter(c => 'hsd'.includes(c)).map(c => make('i', { class: c })));
-    row.append(make('span', { class: 'cl' }, cells, make('span', { class: 'num' }, s.head || 'result is gone')), make('span', { class: 'rt' }, s.ratio || ''), time);
+    row.append(make('span', { class: 'cl' }, s.meter && meter(s.meter), make('span', { class: 'num' }, s.head || 'result is gone')), make('span', { class: 'rt' }, s.ratio || ''), time);
     return row;
   };
 
