@@ -36,7 +36,7 @@ bench: .venv/installed ## timings beside the peers: make bench KEY="mfac sophia"
 
 docs: .venv/installed ## the packages for the documentation, then its pages
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+	$(ONE) $(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 lint: .venv/installed ## ruff: rules and format
 	$(BIN)/ruff check .

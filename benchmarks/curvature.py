@@ -41,7 +41,7 @@ def products(width: int, n: int) -> list[Row]:
         return loss_fn(functional_call(model, theta, (X,)), y)
 
     runs: dict[str, Callable[[], Any]] = {
-        "gradient": lambda: torch.autograd.grad(loss_fn(model(X), y), params),
+        "gradient alone": lambda: torch.autograd.grad(loss_fn(model(X), y), params),
         "H": lambda: H @ v,
         "jvp(grad)": lambda: jvp(grad(loss), (theta,), (tangent,))[1],
         "G": lambda: G @ v,
@@ -56,8 +56,8 @@ def products(width: int, n: int) -> list[Row]:
     seconds = warmed(runs, REPEATS)
     where = f"P={H.shape[0]} N={n}"
     rows = [
-        beside("hessian-in-gradients", where, seconds, "H", "gradient", "<= 2.0"),
-        beside("ggn-in-gradients", where, seconds, "G", "gradient", None),
+        beside("hessian-in-gradients", where, seconds, "H", "gradient alone", "<= 2.0"),
+        beside("ggn-in-gradients", where, seconds, "G", "gradient alone", None),
         beside("hessian-jvp", where, seconds, "H", "jvp(grad)", "<= 0.5"),
         beside("hessian-curvlinops", where, seconds, "H", "curvlinops H", "<= 0.5"),
         beside("ggn-curvlinops", where, seconds, "G", "curvlinops G", "<= 0.667"),

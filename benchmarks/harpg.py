@@ -53,11 +53,11 @@ def updates() -> list[Row]:
     policy, trajectory = GaussianPolicy(width_of(10**5)), some_trajectory(200, 0)
     tasks = {
         "ours": iteration(policy, 200),
-        "policy gradient": lambda: trajectory_gradient(policy, trajectory),
+        "policy gradient alone": lambda: trajectory_gradient(policy, trajectory),
     }
     seconds = interleaved(tasks, 15, time.process_time)
     what = "one update of N-HARPG, its two episodes of 200 steps given, 10^5 parameters"
-    return [compared("update, N-HARPG", seconds, "policy gradient", "<= 4", what)]
+    return [compared("update, N-HARPG", seconds, "policy gradient alone", "<= 4", what)]
 
 
 def growth() -> list[Row]:

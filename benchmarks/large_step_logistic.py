@@ -74,12 +74,14 @@ def passes() -> list[Row]:
     tasks = {
         "ours": lambda: fit_quietly(LargeStepLogisticRegression(1e-3, max_iter=20), X, y),
         "start": lambda: fit_quietly(LargeStepLogisticRegression(1e-3, max_iter=1), X, y),
-        "two passes": lambda: (X @ theta, c @ X),
+        "two passes alone": lambda: (X @ theta, c @ X),
     }
     seconds = interleaved(tasks, 7, CLOCK)
     per_update = np.subtract(seconds["ours"], seconds["start"]) / 19
-    both = {"ours": per_update.tolist(), "two passes": seconds["two passes"]}
-    return [compared("an update, 20,000 x 784", both, "two passes", "<= 1.3", "all weights matter: step size 1e-3")]
+    both = {"ours": per_update.tolist(), "two passes alone": seconds["two passes alone"]}
+    return [
+        compared("an update, 20,000 x 784", both, "two passes alone", "<= 1.3", "all weights matter: step size 1e-3")
+    ]
 
 
 def size() -> list[Row]:

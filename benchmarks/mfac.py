@@ -103,8 +103,22 @@ def bandwidth() -> list[Row]:
         seconds = {name: times[m, d] for name, times in found.items()}
         where = f"d={d} m={m}"
         rows += [
-            compared(f"sliding-matvec {where}", seconds, "bare", "<= 2", "against two bare products", "product"),
-            compared(f"sliding-push-matvec {where}", seconds, "bare", "<= 2", "against two bare products", "change"),
+            compared(
+                f"sliding-matvec {where}",
+                seconds,
+                "bare products alone",
+                "<= 2",
+                "against two bare products",
+                "product",
+            ),
+            compared(
+                f"sliding-push-matvec {where}",
+                seconds,
+                "bare products alone",
+                "<= 2",
+                "against two bare products",
+                "change",
+            ),
         ]
     return rows
 

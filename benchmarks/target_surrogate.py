@@ -80,12 +80,12 @@ def _inner_step(label: str, widths: tuple[int, ...], n: int) -> list[Row]:
     for inner, make in inners.items():
         tasks = {
             "ours": _sso(widths, n, inner=make, inner_steps=STEPS),
-            "forward and backward": _passes(widths, n, STEPS),
+            "forward and backward alone": _passes(widths, n, STEPS),
         }
         interleaved(tasks, 2)
         seconds = interleaved(tasks, REPEATS, CPU)
         what = f"{STEPS} inner steps on {name}, batch {n}, beside {STEPS} passes"
-        rows.append(compared(f"inner step, {inner}, {label}", seconds, "forward and backward", "<= 1.3", what))
+        rows.append(compared(f"inner step, {inner}, {label}", seconds, "forward and backward alone", "<= 1.3", what))
     return rows
 
 

@@ -59,8 +59,8 @@ def test_the_summary_counts_sides_and_knows_limits_exponents_and_memory(folder):
     (line,) = (line for line in text.splitlines() if line.startswith("| AdamP and SGDP |"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == "2, 1, 1"
-    assert cells[2] == "0.5 times as good as SGD"
-    assert cells[3] == "1.5 to 1.5"
+    assert cells[2] == "2× behind SGD (slow)"
+    assert cells[3] == "1.5"
     assert cells[4] == "1.02"
     assert cells[5] == "1.5 GiB"
     assert cells[6] == "1 of 2 met"

@@ -21,14 +21,15 @@ from steepest.studies import registry
 
 __all__ = ["Result", "chart", "page", "read_results"]
 
-LIMIT = re.compile(r"\b(limit|bound|bandwidth|roofline|floor)\b", re.I)
+LIMIT = re.compile(r"\b(limit|bound|bandwidth|roofline|floor|alone)\b", re.I)
 MEMORY = {"B": 1, "kB": 1e3, "KiB": 2**10, "MB": 1e6, "MiB": 2**20, "GB": 1e9, "GiB": 2**30}
 LOW, HIGH = 1 / 64, 512.0  # the chart's axis: how many times as good as the peer
 HEAD = """\
 # Scoreboard
 
 What `steepest bench` measured: ours and the peer's in turns on one machine, medians over the turns. A ratio is ours
-divided by the peer's. `steepest bench KEY` measures it on yours; with `--keep` it is kept, and a later ratio that is
+divided by the peer's. A *limit* is what nobody can do without: a gradient alone, the products alone, reading the data;
+it counts as no peer. `steepest bench KEY` measures it on yours; with `--keep` it is kept, and a later ratio that is
 over 20 % worse on the same processor makes the command fail. `steepest scoreboard` writes this page.
 
 """
@@ -100,7 +101,7 @@ def page(results: Sequence[Result], picture: str) -> str:
         *HEAD.splitlines(),
         f"![How many times as good as each peer, benchmark by benchmark]({picture})",
         "",
-        "| method | peers: ahead, level, behind | strongest peer | to the limit | growth exponents | memory | bounds |",
+        "| method | peers: ahead, level, behind | least favourable row | to the limit | growth exponents | memory | bounds |",
         "|---|---|---|---|---|---|---|",
         *(_summary(r) for r in results),
         "",
@@ -126,13 +127,19 @@ def _summary(result: Result) -> str:
     cells = [
         result.title,
         f"{ahead}, {len(beside) - ahead - behind}, {behind}" if beside else "no peer",
-        f"{number(near[0])} times as good as {near[1]['peer']}" if near else "",
-        f"{number(min(limits))} to {number(max(limits))}" if limits else "",
+        _standing(*near) if near else "",
+        " to ".join(dict.fromkeys(number(end) for end in (min(limits), max(limits)))) if limits else "",
         ", ".join(exponents),
         memory_text(max(memory)) if memory else "",
         f"{sum(judged)} of {len(judged)} met" if judged else "",
     ]
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+
+
+def _standing(times: float, row: Row) -> str:
+    side = _side(row)
+    far = f"{number(max(times, 1 / times))}× {'ahead of' if side > 0 else 'behind'}"
+    return f"{far if side else 'level with'} {row['peer']} ({row['name']})"
 
 
 def _side(row: Row) -> int:
