@@ -101,7 +101,7 @@ def page(results: Sequence[Result], picture: str) -> str:
         *HEAD.splitlines(),
         f"![How many times as good as each peer, benchmark by benchmark]({picture})",
         "",
-        "| method | peers: ahead, level, behind | least favourable row | to the limit | growth exponents | memory | bounds |",
+        "| method | ahead, level, behind | least favourable row | to the limit | growth exponents | memory | bounds |",
         "|---|---|---|---|---|---|---|",
         *(_summary(r) for r in results),
         "",
