@@ -33,7 +33,7 @@ it counts as no peer. `steepest bench KEY` measures it on yours; with `--keep` i
 over 20 % worse on the same processor makes the command fail. `steepest scoreboard` writes this page.
 
 """
-LEFT, WIDTH, ROW, TOP, FOOT = 190, 560, 20, 10, 42
+LEFT, WIDTH, ROW, TOP, FOOT = 220, 560, 20, 10, 42
 
 
 @dataclass(frozen=True)
