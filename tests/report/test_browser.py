@@ -51,11 +51,16 @@ def test_the_page_never_scrolls_sideways_and_the_console_is_silent(visit, name, 
 def test_figures_draw_when_they_come_into_view_without_moving_anything(visit):
     tab, said = visit("method/adamp.html", 1280)
     before = tab.evaluate("document.body.scrollHeight")
+    tab.evaluate(
+        "new PerformanceObserver(all => { window.moved = (window.moved || 0) + all.getEntries().reduce("
+        "(sum, e) => sum + e.value, 0) }).observe({ type: 'layout-shift', buffered: true })"
+    )
     tab.wait_for_selector("#fig-loss .plot.live")
     assert tab.locator("#fig-accuracy .plot.live").count() == 0
     tab.locator("#fig-accuracy").scroll_into_view_if_needed()
     tab.wait_for_selector("#fig-accuracy .plot.live")
     assert tab.evaluate("document.body.scrollHeight") == before
+    assert tab.evaluate("window.moved || 0") < 0.001
     paths = tab.locator("#fig-loss .plot.live > :not(.static) .mark-line path")
     assert paths.count() == 4
     assert "AdamP" in tab.locator("#fig-loss .plot").text_content()
@@ -82,6 +87,38 @@ def test_a_figure_reads_values_and_zooms(visit):
     tab.keyboard.press("ArrowRight")
     assert tab.locator("#fig-loss .read").inner_text().startswith("steps ")
     assert said == []
+
+
+TARGETS = """
+[...document.querySelectorAll('button, summary, select, input, .bar a, .toc a, .pn a')].filter(e => e.checkVisibility())
+  .filter(e => e.getBoundingClientRect().height < least || e.getBoundingClientRect().width < 24).map(e => e.outerHTML)
+"""
+
+
+@pytest.mark.parametrize("name", ["index.html", "method/adamp.html", "method/sophia.html"])
+@pytest.mark.parametrize(("width", "touch", "least"), [(360, True, 40), (1280, False, 24)])
+def test_targets_are_large_enough(visit, name, width, touch, least):
+    tab, _ = visit(name, width, has_touch=touch, is_mobile=touch)
+    assert tab.evaluate(f"(least => {TARGETS})({least})") == []
+
+
+def test_wide_things_scroll_in_regions_that_have_a_name_and_take_the_focus(visit):
+    tab, _ = visit("method/adamp.html", 360)
+    wide = "[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 1"
+    wide += " && /auto|scroll/.test(getComputedStyle(e).overflowX))"
+    regions = tab.evaluate(wide + ".map(e => [e.tabIndex, !!e.ariaLabel])")
+    assert len(regions) >= 3
+    assert {tuple(r) for r in regions} == {(0, True)}
+
+
+def test_forced_colors_keep_the_shapes_and_reduced_motion_moves_nothing(visit):
+    tab, _ = visit("index.html", 1280, forced_colors="active", reduced_motion="reduce")
+    color = "s => { const c = getComputedStyle(document.querySelector(s)); return [c.fill, c.backgroundColor] }"
+    canvas = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert tab.evaluate(color, ".meter .h")[0] != canvas
+    for shape in (".stack .h", ".strip b", ".strip i", ".swarm .dot:not(.loses, .ties)"):
+        assert tab.evaluate(color, shape)[1] != canvas, shape
+    assert tab.evaluate("document.getAnimations().length") == 0
 
 
 def test_colors_follow_the_theme(visit):

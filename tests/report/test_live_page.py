@@ -107,6 +107,8 @@ def test_a_server_that_goes_is_missed_and_found_again(tab, live_store, monkeypat
             playwright.expect(tab.locator("#head")).to_have_text("0 of 1 study finished")
         playwright.expect(tab.locator("#lost")).to_be_visible(timeout=20_000)
         assert tab.locator("#lost-what").inner_text().startswith("No word from the server for")
+        more = tab.locator("#lost-more").inner_text()
+        assert re.search(r"the state at \d\d:\d\d:\d\d UTC\. Studies go on without this page\. Trying again", more)
         with served(live_store, port):
             tab.locator("#retry").click()
             playwright.expect(tab.locator("#lost")).to_be_hidden(timeout=10_000)

@@ -96,10 +96,11 @@ def test_bounds_units_and_powers():
     assert text.bound("> -0.5", "%") == "> −0.5 %"
     assert text.bound("between(-2.3, -1.7)") == "−2.3 to −1.7"
     assert text.with_unit("22", "x") == "22×"
-    assert [text.power(v) for v in (1e-12, 5e-3, 0.01, 1, 1000, 1e5)] == [
+    assert text.bound(">= 5", "x faster") == "≥ 5× faster"
+    assert [text.power(v) for v in (1e-12, 5e-4, 0.005, 1, 1000, 1e5)] == [
         "10⁻¹²",
-        "5·10⁻³",
-        "0.01",
+        "5·10⁻⁴",
+        "0.005",
         "1",
         f"1{THIN}000",
         "10⁵",

@@ -129,3 +129,7 @@ def test_a_name_of_the_table_is_the_studys_own_also_where_its_first_word_is_know
     assert theme.is_own("sgd-stability", "exact threshold", [])
     assert theme.is_own("fedfix", "FedFix, 0.5, unbiased", [])
     assert not theme.is_own("sgd-stability", "SGD", [])
+
+
+def test_a_name_that_stopped_before_the_end_keeps_its_slot():
+    assert theme.marks(["> POT sinkhorn"]) == {"> POT sinkhorn": theme.marks(["POT sinkhorn"])["POT sinkhorn"]}

@@ -78,7 +78,8 @@ def specification(
         "width": width or "container",
         "height": height,
         "autosize": {"type": "fit", "contains": "padding"},
-        "padding": {"left": 2, "right": right, "top": 6, "bottom": 2},
+        "padding": {"left": 2, "right": 12, "top": 6, "bottom": 2},
+        "usermeta": {"right": right},  # about what the names at the right will take
         "background": "transparent",
         "config": _config(),
         "datasets": data,
@@ -188,9 +189,9 @@ def _line_layers(
     layers[-1]["params"] = ZOOM
     layers += [_end(line) for line, _ in behind]
     if labels is None:
-        return layers, 12
+        return layers, 0
     right = min(16 + round(LETTER * max(len(line.method) for line in lines)), 190)
-    plot = width - 48 - right if width else USUAL_WIDTH
+    plot = width - 60 - right if width else USUAL_WIDTH
     return layers + _labels(lines, xs, ys, f, plot, labels), right
 
 

@@ -62,7 +62,7 @@ CHIPS = [
     ("state", "i-skipped", "stale, skipped or error"),
 ]
 CONTRACT = ("CLAIMS", "FIGURES", "PEERS", "REASONS", "SNIPPET", "WHEN_NOT")
-RUNS_SHOWN = 10
+SHOWN = 10  # runs and notes; the rest is behind one click
 UNIT_SHOWN = 12  # a longer unit is a text: it stands once, after the number, and wraps
 NARROW, WIDE, WIDE_SMALL, STATIC_POINTS = 328, 704, 448, 120
 
@@ -290,7 +290,7 @@ def method(study: Study, before: Study | None, after: Study | None) -> View:
         "notes": good.notes if good else [],
         "seconds": _seconds(good) if good else [],
         "runs": [_run(r) for r in reversed(study.runs)],
-        "runs_shown": RUNS_SHOWN,
+        "shown": SHOWN,
         "history": side_by_side(study.runs),
         "before": before and before.method.key,
         "after": after and after.method.key,
@@ -364,10 +364,11 @@ def _peers(module: ModuleType, ratio: text.Ratio | None, m: registry.Method) -> 
         here = installed(top)
         number = importlib.metadata.version(version) if here and version else ""
         best = ratio is not None and ratio.rest.partition(" ")[2] == name
+        against = "best peer" if best else "not the best here" if ratio else "no ratio at this scale"
         rows.append({
             "name": name, "package": package, "slot": slots[name].slot,
             "here": (f"installed, {number}" if number else "installed") if here else "not installed",
-            "installed": here, "best": best,
+            "installed": here, "best": best, "against": against,
         })  # fmt: skip
     return rows
 
@@ -431,7 +432,7 @@ def draw(study: Study) -> list[View]:
         small = height if dots else figures.HEIGHT_SMALL if i else 320
         spec = figures.specification(d, height=height)
         width = WIDE_SMALL if i else WIDE
-        labels = width - spec["padding"]["right"] >= 300  # otherwise the names stand above the figure
+        labels = width - spec["usermeta"]["right"] >= 300  # otherwise the names stand above the figure
         wide = narrow = None
         with contextlib.suppress(MissingExtra):  # the page says which command adds it
             wide = Markup(_static(d, width, height, f"{d.figure.id}-w", labels=labels))
@@ -458,16 +459,17 @@ def draw_pictures(study: Study, folder: Path) -> list[View]:
     """Draw a method's pictures into `folder`, in both themes; one that fails costs itself, and the page says so."""
     found: list[View] = []
     for picture, arrays in study.pictures:
-        width, height = (round(100 * x) for x in picture.size)
         view = {"id": picture.id, "title": picture.title, "caption": picture.caption, "alt": picture.alt,
-                "width": width, "height": height, "light": None, "dark": None, "problem": ""}  # fmt: skip
+                "width": 0, "height": 0, "light": None, "dark": None, "problem": ""}  # fmt: skip
         try:
             for dark in (False, True):
                 ink = pictures.Ink(study.method.key, dark)
                 file = folder / f"{study.method.key}-{picture.id}-{ink.name}.png"
                 folder.mkdir(exist_ok=True)
-                file.write_bytes(pictures.draw(picture, arrays, ink))
+                drawn = pictures.draw(picture, arrays, ink)
+                file.write_bytes(drawn)
                 view[ink.name] = file.name
+                view["width"], view["height"] = pictures.size(drawn)
         except MissingExtra:
             break  # the page says which command adds it
         except Exception as error:

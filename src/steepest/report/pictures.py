@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,7 +16,7 @@ from steepest.core.records import Store
 from steepest.report import theme
 from steepest.studies.claim import Picture
 
-__all__ = ["SCALE", "Ink", "available", "draw"]
+__all__ = ["SCALE", "Ink", "available", "draw", "size"]
 
 SCALE = 2
 """Pixels of the file for one of the page."""
@@ -86,7 +87,7 @@ def available(store: Store, run_id: str, study: ModuleType) -> list[tuple[Pictur
 
 
 def draw(picture: Picture, arrays: Mapping[str, np.ndarray], ink: Ink) -> bytes:
-    """Draw a picture as a PNG with a transparent background.
+    """Draw a picture as a PNG with a transparent background, without empty margins.
 
     Raises
     ------
@@ -96,14 +97,27 @@ def draw(picture: Picture, arrays: Mapping[str, np.ndarray], ink: Ink) -> bytes:
     matplotlib = require("matplotlib", "report", what="the drawing of pictures")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.image import imsave
 
     with matplotlib.rc_context(_settings(ink)):
         figure = Figure(figsize=picture.size, dpi=100 * SCALE, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         picture.draw(figure, arrays, ink)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", transparent=True)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())
+    inked = pixels[..., 3] > 0
+    rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
+    file = io.BytesIO()
+    if len(rows):
+        pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    imsave(file, np.ascontiguousarray(pixels), format="png")
     return file.getvalue()
+
+
+def size(png: bytes) -> tuple[int, int]:
+    """Read the width and height of a picture, in pixels of the page."""
+    width, height = struct.unpack(">II", png[16:24])
+    return -(-width // SCALE), -(-height // SCALE)
 
 
 def _settings(ink: Ink) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def gauge(claim: ClaimResult) -> Gauge | None:
     limits = sorted({bound.low, bound.high})
     shown = [value, *ends, *limits] + ([] if paper is None else [paper])
     low, high = min(shown), max(shown)
-    log = low > 0 and (claim.unit in ("x", "×") or high / low > 20)
+    log = low > 0 and (claim.unit.split(" ")[0] in ("x", "×") or high / low > 20)
     if log:
         air = max((high / low) ** 0.25, 1.3)
         low, high = math.log(low / air), math.log(high * air)

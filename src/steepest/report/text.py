@@ -107,11 +107,11 @@ def with_unit(text: str, unit: str) -> str:
 
     Examples
     --------
-    >>> with_unit("22", "x"), with_unit("8", "steps"), with_unit("0.5", "")
-    ('22×', '8 steps', '0.5')
+    >>> with_unit("22", "x"), with_unit("7", "x faster"), with_unit("8", "steps"), with_unit("0.5", "")
+    ('22×', '7× faster', '8 steps', '0.5')
     """
-    if unit in ("x", "×"):
-        return text + "×"
+    if unit.split(" ")[0] in ("x", "×"):
+        return text + "×" + unit[1:]
     return f"{text} {unit}" if unit else text
 
 
@@ -257,10 +257,10 @@ def power(value: float) -> str:
 
     Examples
     --------
-    >>> power(1e-12), power(0.01), power(1e5), power(5000)
-    ('10⁻¹²', '0.01', '10⁵', '5\u202f000')
+    >>> power(1e-12), power(0.005), power(1e5), power(5000)
+    ('10⁻¹²', '0.005', '10⁵', '5\u202f000')
     """
-    if 0.01 <= value < 1e5 or value <= 0:
+    if 0.001 <= value < 1e5 or value <= 0:
         return re.sub(r"^-", MINUS, f"{value:g}") if abs(value) < 1000 else number(value)
     exponent = math.floor(math.log10(value) + 1e-9)
     digits = value / 10.0**exponent

@@ -185,14 +185,14 @@ class Mark:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[-_\s]", "", name.casefold())
+    return re.sub(r"[-_\s>]", "", name.casefold())
 
 
 _TABLE = {_plain(name): slot for name, slot in NAME_SLOTS.items()}
 
 
 def _known(name: str) -> int | None:
-    """Look a name up; case, hyphens and spaces do not count."""
+    """Look a name up; case, hyphens, spaces and a ">" before it do not count."""
     return _TABLE.get(_plain(name))
 
 

@@ -26,11 +26,8 @@
 
     async function draw() {
       width = plot.clientWidth;
-      const spec = JSON.parse(source), narrow = width - spec.padding.right < 300;
-      if (narrow) {
-        spec.layer = spec.layer.filter(l => !l.name.startsWith('label'));
-        spec.padding.right = 12;
-      }
+      const spec = JSON.parse(source), narrow = width - spec.usermeta.right < 300;
+      if (narrow) spec.layer = spec.layer.filter(l => !l.name.startsWith('label'));
       box.classList.toggle('narrow', narrow);
       spec.width = width;
       spec.height = plot.clientHeight;

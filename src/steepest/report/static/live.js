@@ -118,7 +118,7 @@
     $('#lost').hidden = paused || document.hidden || !(gone || silent);
     if (gone) {
       $('#lost-what').textContent = `No word from the server for ${page} s.`;
-      $('#lost-more').textContent = 'What you see is the last state. Studies go on without this page. Trying again every few seconds.';
+      $('#lost-more').textContent = `What you see is the state${latest && latest.seen ? ` at ${latest.seen} UTC` : ' before that'}. Studies go on without this page. Trying again every few seconds.`;
     } else if (silent) {
       $('#lost-what').textContent = `No word from the run for ${latest.silent}.`;
       $('#lost-more').textContent = `What you see is the state at ${latest.seen} UTC.`;
