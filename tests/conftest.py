@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
 
@@ -25,6 +27,13 @@ def _global_random_state_is_neither_read_nor_advanced():
     torch.manual_seed(20_261_124)
     yield
     torch.random.set_rng_state(before)
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Fork the library's workers from the tests' warm interpreter; tests of the core start them anew."""
+    warm = processes.context()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: warm)
 
 
 def pytest_collection_modifyitems(items):

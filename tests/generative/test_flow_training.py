@@ -242,6 +242,7 @@ def test_pairs_on_disk_are_the_same(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_pairs_do_not_depend_on_the_workers(tmp_path):
     torch.set_num_threads(1)
     flow, options = RectifiedFlow(turn), {"n_pairs": 10, "batch_size": 4, "generator": 3}

@@ -600,6 +600,7 @@ def test_a_callers_map_is_used_for_every_point() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_processes_give_the_serial_numbers() -> None:
     shared = minimize_cbo(costly, ensemble(), (0.5,), maxiter=3, seed=0, workers=2)
     plain = minimize_cbo(costly, ensemble(), (0.5,), maxiter=3, seed=0)

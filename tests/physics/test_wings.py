@@ -103,6 +103,7 @@ def test_data_are_what_the_solver_says():
 
 
 @pytest.mark.slow  # starts two interpreters
+@pytest.mark.usefixtures("forked")
 def test_data_do_not_depend_on_processes_or_on_the_number_of_wings():
     one, two = make_wing_dataset(3, 11, **SMALL), make_wing_dataset(3, 11, n_jobs=2, **SMALL)
     more = make_wing_dataset(4, 11, **SMALL)

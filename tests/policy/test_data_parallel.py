@@ -234,16 +234,15 @@ def test_environments_on_ray_give_the_same_policy(ray):
     from steepest.policy._ray_environments import RayVecEnv
 
     def made(kind, **options):
-        env = make_vec_env("CartPole-v1", 3, seed=0, vec_env_cls=kind, vec_env_kwargs=options)
+        env = make_vec_env("CartPole-v1", 2, seed=0, vec_env_cls=kind, vec_env_kwargs=options)
         model = OnPolicyMDPO("MlpPolicy", VecNormalize(env), n_steps=32, vf_batch_size=32, policy_kwargs=SMALL, seed=0)
-        model.learn(192)
+        model.learn(128)
         env.close()
         return model.policy.state_dict()
 
     serial = made(DummyVecEnv)
-    for n_actors in (None, 2):
-        found = made(RayVecEnv, n_actors=n_actors)
-        assert all(torch.equal(found[name], value) for name, value in serial.items())
+    found = made(RayVecEnv, n_actors=None)
+    assert all(torch.equal(found[name], value) for name, value in serial.items())
     assert ray.is_initialized()
 
 

@@ -429,6 +429,7 @@ def test_single_precision_is_solved_in_double_and_rounded():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_many_problems_have_the_same_numbers_in_processes():
     check_many_problems("processes")
 
