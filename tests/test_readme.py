@@ -31,7 +31,7 @@ def test_the_snippets_of_the_readme_run_in_order(capsys):
     scope: dict[str, object] = {}
     for code in snippets(ROOT / "README.md"):
         exec(compile(code, "<README>", "exec"), scope)
-    assert capsys.readouterr().out.count("\n") == 17
+    assert capsys.readouterr().out.count("\n") == 21
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")  # torch's remark, once a process

@@ -94,7 +94,10 @@ def keep(folder: Path, name: str, rows: Sequence[Row], stored: Path) -> None:
 
 
 def compare(folder: Path, name: str, rows: Sequence[Row]) -> list[str]:
-    """Say which ratios are over 20 % worse than the kept baseline of this processor and thread count."""
+    """Say which ratios are over 20 % worse than the kept baseline of this processor and thread count.
+
+    A ratio whose interval reaches the kept one is no slowdown but noise.
+    """
     place = folder / "baselines" / f"{name}.json"
     kept = json.loads(place.read_text()).get(environment().processor) if place.exists() else None
     if kept is None or kept["threads"] != environment().threads:
@@ -104,9 +107,10 @@ def compare(folder: Path, name: str, rows: Sequence[Row]) -> list[str]:
         old = kept["rows"].get(_label(row))
         if old is None or row["ratio"] is None:
             continue
-        worse = row["ratio"] / old if row["better"] == "lower" else old / row["ratio"]
-        if worse > TOLERANCE:
-            found.append(f"{_label(row)}: ratio {row['ratio']:.2f}, kept {old:.2f} ({kept['date']})")
+        low, high = row["interval"] or (row["ratio"], row["ratio"])
+        worse, least = (row["ratio"] / old, low / old) if row["better"] == "lower" else (old / row["ratio"], old / high)
+        if worse > TOLERANCE and least > 1:
+            found.append(f"{_label(row)}: ratio {row['ratio']:.3g}, kept {old:.3g} ({kept['date']})")
     return found
 
 

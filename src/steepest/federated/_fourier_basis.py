@@ -78,6 +78,6 @@ class FourierBasis:
         return np.asarray(features.T @ cho_solve(cho_factor(gram), values - values.mean()))
 
     def gradient(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:  # (dim,)
-        """Gradient of ``phi(x) . w`` at x."""
+        """Gradient of ``phi(x) @ w`` at x."""
         (x,) = read_points("x", x, self.dim)
         return np.asarray(-self._height * (w * np.sin(self.W @ x + self.b)) @ self.W)
