@@ -42,7 +42,8 @@ def study(key: str) -> ModuleType:
         f"Trains what {own[0]} trains, in fewer steps and with ``{own[0].lower()}``.\n\n"
         "You train a network and the step that suits one layer is too long for another. The usual optimizer keeps one\n"
         "average per weight and cannot see this.\n\n"
-        "This method looks at the curvature as well (``a < b``), and takes the step that fits."
+        f"This method looks at curvature *as well* (``a < b``, ``studies.{key}_with_a_long_name_of_its_very_own``),\n"
+        "and takes the step that fits."
     )
     module.PAPER = Paper("A title", "Somebody", "ICLR", 2024, "https://example.org")
     module.AREA = registry.METHODS[key].area
@@ -122,7 +123,7 @@ def record(
         else Against(peer="AdamW", factor=factor, interval=(factor / spread, factor * spread), ahead="fewer steps",
                      behind="more steps", what="digits"),
         "seconds": {"AdamW": [1.2, 1.3], "tuning": [20.0]},
-        "notes": ["Seeds were cut from 5 to 3.", "A peer <b>diverged</b> once."],
+        "notes": ["Seeds were cut from 5 to 3.", "A peer <b>diverged</b> once.", "sha256 " + 8 * "2a95af4a"],
         "started": started,
         "wall_seconds": 38.2,
         "peak_memory_bytes": 412 * 2**20,

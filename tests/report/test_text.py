@@ -105,3 +105,8 @@ def test_bounds_units_and_powers():
         f"1{THIN}000",
         "10⁵",
     ]
+
+
+def test_a_huge_ratio_is_written_with_a_power():
+    found = text.ratio(Against(peer="A", factor=1 / 3.5678e14, interval=(2e-15, 3e-15), ahead="less", behind="more"))
+    assert (found.strong, found.interval) == ("3.6e14× more", "3.3e14 to 5e14")

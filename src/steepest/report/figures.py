@@ -71,7 +71,7 @@ def specification(
         data = {f"line_{i}": _rows(x, thin(x.steps, points, log=drawing.figure.log_x)) for i, x in enumerate(lines)}
         layers, right = _line_layers(drawing.figure, lines, list(data), width, height if labels else None)
     else:
-        layers, right = _dot_layers(drawing)
+        layers, right = _dot_layers(drawing, max(190, (width or 0) // 2))
     return {
         "$schema": SCHEMA,
         "description": drawing.sentence,
@@ -372,14 +372,14 @@ def _start(block: Sequence[float]) -> float:
     return block[0] / block[1]
 
 
-def _dot_layers(drawing: Drawing) -> tuple[list[Spec], int]:
-    """Draw the last value of every name: median, and range over seeds; and the room to leave at the right."""
+def _dot_layers(drawing: Drawing, limit: int) -> tuple[list[Spec], int]:
+    """Draw the last value of every name, median and range over seeds; a longer name than `limit` pixels is cut."""
     log = drawing.value_log
     lines = [line for line in drawing.lines if len(line.last)]
     bars = drawing.figure.kind == "bars" and not log  # a bar on a logarithmic axis has no foot
     domain = _domain(_positive([line.last for line in lines], log), log, zero=bars)
-    widest = min(max(len(line.method) for line in lines) * 7 + 10, 200)
-    names: Spec = {"title": None, "domain": False, "ticks": False, "labelLimit": 190, "labelFontSize": 13}
+    widest = min(max(len(line.method) for line in lines) * 7 + 10, limit + 10)
+    names: Spec = {"title": None, "domain": False, "ticks": False, "labelLimit": limit, "labelFontSize": 13}
     names |= {"labelColor": "var(--ink)", "minExtent": widest}
     y: Spec = {"field": "method", "type": "nominal", "sort": None, "axis": names}
     y["scale"] = {"domain": [line.method for line in lines]}

@@ -15,14 +15,21 @@ __all__ = ["highlight", "prose", "script_json"]
 
 
 def prose(paragraph: str) -> Markup:
-    """Escape a paragraph and set what stands between backquotes as code.
+    """Escape a paragraph; what stands between backquotes is code, what stands between stars is stressed.
 
     Examples
     --------
-    >>> prose("use ``a < b``")
-    Markup('use <code>a &lt; b</code>')
+    >>> prose("use ``a < b``, *never* 2*a*b")
+    Markup('use <code>a &lt; b</code>, <em>never</em> 2*a*b')
     """
-    return Markup(re.sub(r"(`{1,2})([^`]+)\1", r"<code>\2</code>", html.escape(paragraph, quote=False)))
+    marks = r"(`{1,2})([^`]+)\1|(?<![\w*])\*(\w[^*]*)\*(?![\w*])"
+    return Markup(
+        re.sub(
+            marks,
+            lambda m: f"<code>{m[2]}</code>" if m[1] else f"<em>{m[3]}</em>",
+            html.escape(paragraph, quote=False),
+        )
+    )
 
 
 def highlight(code: str) -> Markup:

@@ -304,7 +304,8 @@ def _docstring(module: ModuleType | None) -> tuple[str, list[str]]:
 
 def _measured(run: RunRecord) -> str:
     seeds = text.count(len(run.seeds), "seed")
-    return f"{text.date(run.started)} · {run.scale} scale · {seeds} · {text.duration(run.wall_seconds)}"
+    took = text.duration(run.wall_seconds).replace(" ", "\u00a0")
+    return f"{text.date(run.started)} · {run.scale} scale · {seeds} · {took}"
 
 
 def _interval_note(run: RunRecord) -> str:

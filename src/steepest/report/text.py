@@ -76,6 +76,8 @@ def count(n: int, one: str, many: str | None = None) -> str:
 def _decimals(value: float, decimals: int) -> str:
     if not math.isfinite(value):
         return number(value)
+    if abs(value) >= 1e5:
+        return number(value)
     text = f"{abs(value):.{decimals}f}"
     if abs(value) >= 999.5 and not decimals:
         text = _thousands(round(abs(value)))
