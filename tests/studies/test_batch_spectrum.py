@@ -132,7 +132,10 @@ def test_the_networks_of_the_paper_have_its_sizes():
 
 
 @pytest.mark.slow
-def test_tiny_run_reports_every_claim_but_the_papers_own():
+def test_tiny_run_reports_every_claim_but_the_papers_own(monkeypatch):
+    data = tools.digits_data()
+    few = type(data)(data.X[:300], data.y[:300])  # 2,410 products with a Hessian of all digits take long
+    monkeypatch.setattr(tools, "digits_data", lambda: few)
     tiny = check.run_tiny(study)
     check.check_measured(study, tiny, unless=("within",))  # twelve products reach few of the tools' errors
     check.check_logged(study, tiny)
