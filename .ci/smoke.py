@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,11 @@ def command(*words: str, allowed: tuple[int, ...] = (0,)) -> str:
     return done.stdout
 
 
+def plain(distribution: str) -> str:
+    """A distribution's name as all spellings of it have it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 with tempfile.TemporaryDirectory() as store:
     assert command("list").count("\n") == 32
     assert "@inproceedings" in command("cite", "sophia")
@@ -43,7 +49,7 @@ with tempfile.TemporaryDirectory() as store:
 for extra in sys.argv[1:]:
     top_level = importlib.metadata.packages_distributions()
     for distribution in extras()[extra]:
-        names = [m for m, found in top_level.items() if distribution.lower() in (d.lower() for d in found)]
+        names = [m for m, found in top_level.items() if plain(distribution) in map(plain, found)]
         assert names, f"{extra} does not bring {distribution}"
         importlib.import_module(min(names, key=len))
 print(f"steepest {importlib.metadata.version('steepest')} works" + "".join(f" with [{e}]" for e in sys.argv[1:]))

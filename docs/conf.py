@@ -65,3 +65,7 @@ def setup(app):
 
 html_theme = "pydata_sphinx_theme"
 html_title = "steepest"
+html_static_path = ["_static"]
+html_css_files = ["docs.css"]
+html_sidebars = {"**": ["globaltoc.html"]}
+html_theme_options = {"navbar_center": [], "show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}

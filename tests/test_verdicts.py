@@ -53,14 +53,14 @@ def test_the_widest_and_newest_finished_runs_are_read():
 def test_each_claim_has_the_value_of_the_widest_scale_that_measured_it_as_it_stands():
     text = verdicts.table(CLAIMS, [run("full", 0, 2.0, (1.4, 2.5)), run("quick", 1, 1.0, small=8.0)])
     assert rows(text) == [
-        r"| It is \*fast\* \| always. | 2x | ≥ 1.5× | 2× (1 to 2) | undecided | full |",
-        "| It is small. | 8 bytes | ≤ 8 bytes | 8 bytes | holds | quick |",
+        r"| It is \*fast\* \| always. | 2x | ≥ 1.5 | 2× (1 to 2) | **undecided** | full |",
+        "| It is small. | 8 bytes | ≤ 8 | 8 bytes | holds | quick |",
         "| It is new. | Fig. 1 | ≤ 1 |  | not measured at this scale |  |",  # its bound was another
     ]
     assert "1 hold; 1 undecided." in text
     assert "at scale `full` on 2026-11-01 in 1 min 1 s (Sample CPU, 2 cores, torch 2.13.0)" in text
     reworded = verdicts.table(CLAIMS, [run("full", 0, 2.0, says="It is slow."), run("quick", 1, 1.0)])
-    assert "| 1× | falls short | quick |" in rows(reworded)[0]
+    assert "| 1× | **falls short** | quick |" in rows(reworded)[0]
 
 
 def test_a_page_gets_the_table_before_it_says_when_not_to_use_it_and_again_in_the_same_place():

@@ -42,8 +42,9 @@ def table(claims: Sequence[Claim], runs: Sequence[RunRecord]) -> str:
                     measured += f" ({text.span(kept.interval, number)})"
                 break
         verdicts[verdict] += 1
-        cells = claim.says, claim.paper, text.bound(claim.bound, claim.unit), measured, str(verdict), scale
-        lines.append("| " + " | ".join(map(_plain, cells)) + " |")
+        cells = [_plain(cell) for cell in (claim.says, claim.paper, text.bound(claim.bound), measured)]
+        word = f"**{verdict}**" if verdict in (Verdict.SHORT, Verdict.UNDECIDED) else str(verdict)
+        lines.append("| " + " | ".join([*cells, word, scale]) + " |")
     head = [
         f"Measured {'; '.join(map(_run, runs))}. `steepest run {runs[0].key}` measures them on your machine.",
         "",
