@@ -25,7 +25,7 @@
     const values = [...s.numbers.slice(0, 2), ['claims measured', String(s.measured)]];
     return [
       make('div', { class: 'ttl' }, ...named(s), verdict('running', 'running'), make('span', { class: 'el' }, s.elapsed)),
-      make('p', { class: 'stage' }, `${percent} done` + s.numbers.slice(2).map(([k, v]) => `, ${k} ${v}`).join('')),
+      make('p', { class: 'stage' }, `${parseInt(percent)} % done` + s.numbers.slice(2).map(([k, v]) => `, ${k} ${v}`).join('')),
       make('div', { class: 'pbar', role: 'progressbar', 'aria-label': s.key, 'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': parseInt(percent) },
         make('i', { style: '--p:' + percent })),
       curve,
