@@ -7,6 +7,7 @@ BIN := .venv/bin
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 JOBS ?= 2
 ARGS ?=
+unexport PYTHONDONTWRITEBYTECODE  # the tests start many interpreters: let the first compile for all
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "steepest needs Python 3.11 or newer: make PYTHON=python3.12")'
