@@ -237,7 +237,7 @@ def directions(ctx: Context) -> None:
     X, y = peers.planted(n, d, ctx.seed)
     N = required_patterns(n, PSI, XI)
     shares = []
-    for seed in range(ctx.pick(quick=2, full=50, paper=0, tiny=3)):
+    for seed in range(ctx.pick(quick=2, full=50, paper=0, tiny=1)):
         model = fit(X, y, "sample", solver="scp", n_patterns=N, beta=0.1, tol=1e-2, max_iter=1000, random_state=seed)
         shares.append(model.dual_violation_)
     ctx.measured("scp-violation", float(np.mean(shares)), bootstrap_interval(shares))
