@@ -13,6 +13,7 @@ from torch import Tensor
 
 from _rows import Row, alone, compared, fitted, interleaved, rows_of
 from steepest.core.extras import installed
+from steepest.core.memory import peak_tensor_bytes
 from steepest.generative import MLPVelocity, RectifiedFlow, crossing, fit_flow, straightness
 from steepest.studies.rectified_flow_clouds import moons, noise
 from steepest.studies.rectified_flow_costs import loss_steps, overhead
@@ -148,21 +149,7 @@ def _memory() -> list[Row]:
         "straightness": lambda n: straightness(flow, x, steps=n, method="euler"),
         "crossing": lambda n: crossing(flow, x, x + 1, n_times=n, generator=0),
     }.items():
-        few, many = (_peak(lambda n=n, task=task: task(n)) for n in (10, 100))
+        few, many = (peak_tensor_bytes(lambda n=n, task=task: task(n)) for n in (10, 100))
         what = "most bytes of tensors at once, 100 times against 10"
         rows.append(alone(f"memory-{name}", many / few, "x", "<= 1.1", what))
     return rows
-
-
-def _peak(task: Callable[[], Any]) -> float:
-    """Most bytes that torch held on the CPU while the task ran."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=False) as watched:
-        task()
-    held, most = 0, 0
-    for event in sorted(watched.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return float(most)

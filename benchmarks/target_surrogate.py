@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _rows import Row, alone, compared, fastest, fitted, interleaved, rows_of
+from steepest.core.memory import peak_tensor_bytes
 from steepest.core.random import torch_generator
 from steepest.optim.target_surrogate import TargetSurrogate
 from steepest.studies import target_surrogate_digits as digits
@@ -138,11 +139,7 @@ def _memory() -> list[Row]:
 def _peak_bytes(task: Callable[[], Any]) -> int:
     """Largest number of bytes that a second call holds beyond what was there before it, from the allocator's log."""
     task()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as log:
-        task()
-    changes = [e.nbytes() for e in sorted(log.profiler.kineto_results.events(), key=lambda e: e.start_ns())
-               if e.name() == "[memory]"]  # fmt: skip
-    return max(accumulate(changes))
+    return peak_tensor_bytes(task)
 
 
 def _growth_in_steps() -> list[Row]:

@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from steepest.core.errors import SteepestWarning
+from steepest.core.memory import peak_tensor_bytes
 from tests import processes
 
 SHAPES = [(4, 3, 3, 3), (6, 5), (7,), ()]
@@ -575,19 +576,8 @@ def check_memory_of_a_step(case: Case) -> None:
         opt.zero_grad()
         loss_of(params, 0).backward()  # no curvature: the update is what is measured
         gc.collect()
-        peak = _peak_bytes(opt.step)
+        peak = peak_tensor_bytes(opt.step)
         assert peak <= 1.1 * largest, (choice, peak / largest)
-
-
-def _peak_bytes(fn: Callable[[], Any]) -> int:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
-        fn()
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak
 
 
 # ---------------------------------------------------------------------------------------------------- mixed precision

@@ -188,15 +188,6 @@ def test_widths_give_the_size_that_was_asked_for():
         assert sum(q.numel() for q in policy.parameters()) == pytest.approx(p, rel=0.02)
 
 
-def test_bytes_of_the_peak():
-    def task():
-        a = torch.zeros(1000, dtype=torch.float64)
-        del a
-        return torch.zeros(2000, dtype=torch.float64)
-
-    assert harpg_costs.peak_bytes(task) == 16_000
-
-
 # --------------------------------------------------------------------------------------------------------- the study
 
 

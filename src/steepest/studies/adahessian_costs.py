@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steepest.core.extras import MissingExtra, require
+from steepest.core.memory import peak_tensor_bytes
 from steepest.optim import AdaHessian
 from steepest.studies.context import Context
 from steepest.studies.images import ConvNet, classification_task, digits
@@ -88,14 +89,7 @@ def _peak_bytes(task: Task, k: int) -> int:
     """Largest number of bytes that an iteration holds beyond what was there before it, from the allocator's log."""
     go = _iterations(task, k, next(iter(task.batches(0, 1))))
     go(0)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as log:
-        go(1)
-    held = peak = 0
-    for event in sorted(log.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+    return peak_tensor_bytes(lambda: go(1))
 
 
 def against_other_implementations(ctx: Context) -> None:

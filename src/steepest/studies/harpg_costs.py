@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.core.memory import peak_tensor_bytes
 from steepest.core.random import torch_generator
 from steepest.curvature.vectors import flatten
 from steepest.policy import HARPG, NPGIGT, Trajectory, actor_parameters, trajectory_gradient, trajectory_hvp
@@ -90,7 +91,7 @@ def _costs(ctx: Context) -> None:
         iterate = iteration(policy, steps)
         iterate()
         counts.append(sum(q.numel() for q in actor_parameters(policy)))
-        peaks.append(peak_bytes(iterate))
+        peaks.append(peak_tensor_bytes(iterate))
         seconds.append(fastest(iterate, repeats))
         ctx.note(f"N-HARPG, p = {counts[-1]}, {steps} steps an episode: {peaks[-1] / counts[-1]:.0f} bytes a "
                  f"parameter at the peak, {1e3 * seconds[-1]:.2f} ms of CPU an iteration.")  # fmt: skip
@@ -123,18 +124,6 @@ def iteration(policy: nn.Module, steps: int) -> Callable[[], object]:
         )  # fmt: skip
 
     return once
-
-
-def peak_bytes(task: Callable[[], object]) -> int:
-    """Largest number of bytes held beyond what was there before, from the allocator's log."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as log:
-        task()
-    held = peak = 0
-    for event in sorted(log.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def fastest(task: Callable[[], object], repeats: int) -> float:
