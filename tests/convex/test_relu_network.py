@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from steepest.convex import (
@@ -466,7 +468,7 @@ def test_warm_start_goes_on():
 
 def test_unconverged_fits_say_so_and_keep_a_history():
     X, _, y = problem(10, 2)
-    with pytest.warns(ConvergenceWarning, match=r"relative duality gap is .* after max_iter=2"):
+    with pytest.warns(ConvergenceWarning, match=r"relative duality gap is .* after 2 iterations"):
         model = ConvexReLURegressor(n_patterns=10, max_iter=2).fit(X, y)
     assert not model.converged_
     assert set(model.history_) == {"objective", "primal_residual", "dual_residual", "time", "accuracy"}
@@ -542,3 +544,16 @@ def test_an_iterate_that_is_not_finite_raises():
     X, _, y = problem()
     with pytest.raises(FloatingPointError, match="iteration 1"):
         ConvexReLURegressor(n_patterns=5, fit_intercept=False).fit(X, y * 1e200)
+
+
+@pytest.mark.parametrize(("n_patterns", "seed"), [(10, 1), (5, 0)])
+def test_interior_points_that_break_down_leave_the_best_one_with_its_certificate(n_patterns, seed):
+    """Few patterns, separable classes and a small beta: steps beyond the last digit were an error once."""
+    X, y = load_iris(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    model = ConvexReLUClassifier(n_patterns=n_patterns, tol=1e-2, random_state=seed)
+    with pytest.warns(ConvergenceWarning, match="relative duality gap"):
+        model.fit(X, y)
+    assert model.score(X, y) > 0.95
+    assert np.isfinite(model.objective_).all()
+    assert (np.asarray(model.duality_gap_) >= 0).all()

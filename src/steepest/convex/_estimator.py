@@ -306,8 +306,8 @@ class ConvexReLUNetwork(BaseEstimator):
         if not self.converged_:
             worst = max(fit.gap / max(abs(fit.objective), math.ulp(1.0)) for fit in fits)
             warnings.warn(
-                f"the relative duality gap is {worst:.1e} after max_iter={self.max_iter}, tol={self.tol:g} asked for; "
-                "raise max_iter or tol",
+                f"the relative duality gap is {worst:.1e} after {max(fit.n_iter for fit in fits)} iterations, "
+                f"tol={self.tol:g} asked for; raise max_iter, tol, beta or n_patterns",
                 ConvergenceWarning,
                 stacklevel=4,
             )

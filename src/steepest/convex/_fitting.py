@@ -90,10 +90,10 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
     first = solver = _make_solver(program, own, seed, state, exact)
     floor = TINY * program.objective(torch.zeros(program.shape).to(program.X))
     next_look, iteration = FIRST_LOOK if state is None else 1, 0
-    certificate = None
+    certificate, lowest = None, (math.inf, first.candidate())
 
     def step(_: None) -> tuple[None, Progress]:
-        nonlocal solver, next_look, iteration, certificate
+        nonlocal solver, next_look, iteration, certificate, lowest
         if iteration == FINISH_AFTER and isinstance(solver, ADMM) and is_affordable(program):
             solver, next_look = InteriorPoint(program, own.tol), 0
         if iteration == FINISH_AFTER and inside is not None and bool(inside.any()) and is_small(program):
@@ -103,6 +103,8 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
         candidate = solver.candidate()
         u = candidate.u
         objective = program.objective(u) if program.robust else program.network_objective(u)
+        if objective < lowest[0]:
+            lowest = objective, candidate
         certificate = None
         if iteration >= next_look and math.isfinite(objective):
             limit = own.tol * max(abs(objective), floor)
@@ -120,9 +122,13 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
         _tell(own.verbose, iteration, numbers)
         return None, Progress(None, objective, Stop.CONVERGED if certificate else None, numbers)
 
-    run = drive(step, None, maxiter=own.max_iter, keep=KEYS, on_nonfinite="raise")
+    run = drive(step, None, maxiter=own.max_iter, keep=KEYS)
+    broken = run.status == Stop.NONFINITE  # interior points too near the boundary: the best one is kept
+    if broken and not math.isfinite(lowest[0]):
+        raise FloatingPointError(f"the objective is not finite at iteration {iteration}")
     if certificate is None:
-        ends = [program.certify(end.candidate(), own.tol) for end in {id(end): end for end in (first, solver)}.values()]
+        last = lowest[1] if broken else solver.candidate()
+        ends = [program.certify(end, own.tol) for end in (first.candidate(), last)]
         certificate = min(ends, key=lambda end: end.objective)  # steps cut short may not be better yet
     elif isinstance(solver, InteriorPoint):
         sparse = program.certify(replace(solver.candidate(), u=fewest(program, certificate.u)), own.tol)
@@ -137,7 +143,7 @@ def fit_output(program: Program, own: Settings, seed: int, state: Any = None, ex
         run.nit,
         first.copies.rho if isinstance(first, ADMM) else math.nan,
         _history(run.history),
-        _state(first, solver),
+        None if broken else _state(first, solver),
     )
 
 

@@ -142,12 +142,13 @@ class ConvexReLUClassifier(ClassifierMixin, ConvexReLUNetwork):
     ValueError
         An argument out of its range, a solver that does not fit the loss or the radius, X or y not finite, one class.
     FloatingPointError
-        An iterate is not finite.
+        No iterate is finite.
 
     Warns
     -----
     ConvergenceWarning
-        `max_iter` ended with a larger gap than `tol`.
+        The gap is larger than `tol` after `max_iter` steps, or where interior-point steps broke down; the best iterate
+        is kept.
 
     Examples
     --------
