@@ -62,7 +62,8 @@ class Tally:
     @property
     def rest(self) -> str:
         """What follows `head` in a row."""
-        words = [f"{self.undecided} undecided"] * bool(self.undecided)
+        words = [f"{self.short} {'falls' if self.short == 1 else 'fall'} short"] * bool(self.short)
+        words += [f"{self.undecided} undecided"] * bool(self.undecided)
         words += [f"{self.reported} reported"] * bool(self.reported)
         words += [f"{self.unmeasured} not measured"] * bool(self.unmeasured)
         verb = ["hold"] * bool(self.judged)
